@@ -1,0 +1,30 @@
+"""Every choice of the engine, frozen at start. Knows no tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Where the model is and how much of the machine it may use.
+
+    Sizes are in tokens unless named otherwise. None means: chosen at start from the model and the
+    machine, and printed.
+    """
+
+    model: str  # a local directory with config.json and safetensors
+    device: str = "auto"  # auto, cpu, cuda, cuda:1 ...
+    dtype: str = "auto"  # auto: fp32 on CPU, the checkpoint's own on a GPU
+    predictors: str | None = None  # a folder of model_{i}.pt: makes the model approximate
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 512  # the token budget of one step
+    page_size: int = 16
+    num_pages: int | None = None
+    kv_cache_bytes: int | None = None
+    prefix_caching: bool = True
+    overlap: bool | None = None  # launch a step before settling the last one; None: on a GPU
+    ffn_mode: str | None = None  # token, union or dense for every step; None: measured at start
+    num_threads: int | None = None  # CPU threads of the engine; None: all cores
+    seed: int = 0

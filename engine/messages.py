@@ -1,0 +1,105 @@
+"""What crosses the pipe between the API process and the engine process. Plain data, no tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .request import FinishReason, SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """A new request: `prompt` holds at least one token id, each below the vocabulary size."""
+
+    id: str
+    prompt: list[int]
+    sampling: SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """Forget these requests; ids that have already ended are ignored."""
+
+    ids: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probability of the sampled token and of the most likely ones, before any penalty."""
+
+    sampled: float
+    top: list[tuple[int, float]]  # (token id, logprob), most likely first
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What one step brought one request: a token, an end, or both.
+
+    A stop token is delivered with `finish=STOP` and is not part of the text. `error` is set exactly
+    when `finish` is ERROR.
+    """
+
+    id: str
+    token_id: int | None = None
+    logprobs: TokenLogprobs | None = None
+    finish: FinishReason | None = None
+    num_cached_tokens: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepStats:
+    """Counts of one step, for metrics. Fractions are of neurons, means over layers and tokens."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_pages: int = 0
+    num_pages_held: int = 0
+    num_prefill_tokens: int = 0
+    num_decode_tokens: int = 0
+    num_preemptions: int = 0
+    num_prefix_queries: int = 0  # prompt tokens looked up in the prefix cache
+    num_prefix_hits: int = 0  # of these, found
+    step_seconds: float = 0.0
+    ffn_mode: str = ""
+    active_fraction: float | None = None  # None: the model skips nothing in this mode
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """The one message per step."""
+
+    outputs: list[Output]
+    stats: StepStats
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What the engine is, once it can make a token: start-up log, `/health` and `/v1/models`."""
+
+    model: str
+    family: str
+    exact: bool
+    approximation: str | None  # what is approximate, when `exact` is False
+    device: str
+    dtype: str
+    kernels: dict[str, str]  # op -> implementation, as `ops.chosen()` says
+    num_parameters: int
+    vocab_size: int
+    max_model_len: int
+    page_size: int
+    num_pages: int
+    max_num_seqs: int
+    eos_token_ids: list[int]
+    ffn_modes: dict[int, str] = field(default_factory=dict[int, str])  # tokens in a step -> mode
+
+
+@dataclass(frozen=True, slots=True)
+class StartFailed:
+    """The engine could not start; `message` is for the operator."""
+
+    message: str
+
+
+ToEngine = Submit | Abort
+FromEngine = StepOutput | EngineInfo | StartFailed

@@ -1,0 +1,74 @@
+"""What a caller wants sampled, and one request's life in tokens. Knows no tensor and no text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class FinishReason(str, Enum):
+    """Why a request ended; the value is what the OpenAI wire says."""
+
+    STOP = "stop"  # an end-of-sequence or stop token was sampled
+    LENGTH = "length"  # max_tokens, or the model's context, is used up
+    ABORT = "abort"  # the caller went away
+    ERROR = "error"  # this request could not be computed; the output says why
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is chosen. The defaults sample the model's own distribution.
+
+    `logprobs` is None for none, else the number of most likely alternatives to report beside the
+    sampled token (0 reports the sampled token alone). `top_k=0` and `min_p=0` are off.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int | None = None
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    logprobs: int | None = None
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One sequence: its tokens, how many of them have K/V, and the pages that hold it.
+
+    `num_computed_tokens` must catch up with `num_tokens`; prefill, prefix hits and resuming after a
+    preemption are that one subtraction. Tokens that the device has sampled but the host has not yet
+    read are counted in `num_in_flight`, so `num_tokens` runs ahead of `len(token_ids)` by it.
+    """
+
+    id: str
+    token_ids: list[int]  # prompt, then every settled output token
+    sampling: SamplingParams
+    num_prompt_tokens: int
+    num_computed_tokens: int = 0
+    num_in_flight: int = 0
+    num_cached_tokens: int = 0  # prompt tokens whose K/V came from the prefix cache at first admission
+    row: int | None = None  # the permanent device row, while running
+    pages: list[int] = field(default_factory=list[int])
+    page_hashes: list[bytes] = field(default_factory=list[bytes])  # chained, one per full page
+    num_preemptions: int = 0
+    finish: FinishReason | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids) + self.num_in_flight
+
+    @property
+    def num_output_tokens(self) -> int:
+        return self.num_tokens - self.num_prompt_tokens
