@@ -1,0 +1,43 @@
+"""Grouped-query attention over paged keys and values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from .batch import ForwardBatch
+from .config import ModelConfig
+from .kernels.ops import Ops
+from .layers import Linear
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCache:
+    """One layer's K/V pages: [pages, K, page_size, D] each; a page's head is one contiguous block."""
+
+    k: Tensor
+    v: Tensor
+
+
+class Attention(nn.Module):
+    """Project, rotate, store, attend, project: [T, hidden] -> [T, hidden]."""
+
+    def __init__(self, config: ModelConfig, ops: Ops) -> None:
+        super().__init__()
+        self.ops = ops
+        self.scale = config.head_dim**-0.5
+        self.window = config.sliding_window
+        query_size = config.num_heads * config.head_dim
+        kv_size = config.num_kv_heads * config.head_dim
+        self.qkv = Linear(config.hidden_size, query_size + 2 * kv_size)
+        self.out = Linear(query_size, config.hidden_size)
+
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], cache: LayerCache, batch: ForwardBatch
+    ) -> Tensor:
+        ops = self.ops
+        qkv = ops.linear(x, self.qkv.weight)
+        q = ops.rotate_and_store(qkv, *rope, cache.k, cache.v, batch)
+        attended = ops.attend(q, cache.k, cache.v, batch, self.scale, self.window)
+        return ops.linear(attended, self.out.weight)

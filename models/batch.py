@@ -1,0 +1,36 @@
+"""What one step computes, as tensors: the only thing besides `x` that a layer sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from torch import Tensor
+
+
+class FfnMode(str, Enum):
+    """How the FFN reaches its neurons. The mode changes speed, never meaning."""
+
+    TOKEN = "token"  # each token visits its own neurons
+    UNION = "union"  # each neuron that any token needs is visited once, for those tokens
+    DENSE = "dense"  # every gate and up is computed, the mask is applied afterwards
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardBatch:
+    """T tokens of B requests. Tokens of one request are adjacent and in order.
+
+    `query_lens` and `context_lens` are the host's copy, one entry a request: how many of the T
+    tokens are its own, and how many tokens it has with them.
+    """
+
+    token_ids: Tensor  # [T] int64
+    positions: Tensor  # [T] int64
+    slots: Tensor  # [T] int64, where the token's K/V goes: page * page_size + offset
+    request_ids: Tensor  # [T] int64, the row of `page_tables`
+    page_tables: Tensor  # [B, pages] int32
+    query_lens: tuple[int, ...]
+    context_lens: tuple[int, ...]
+    sample_at: Tensor  # [S] int64, the tokens whose logits are wanted
+    ffn_mode: FfnMode
+    active: Tensor | None = None  # [layers] float32: filled with the active fraction when present

@@ -1,0 +1,31 @@
+"""`minicpm`: MiniCPM-S and sparsing-law, with MiniCPM's three scales."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..config import Activation, ModelConfig
+from .common import Fields, Json, activation_of, llama_config
+from .common import mlp_sources as sources
+
+__all__ = ["parse", "sources"]
+
+
+def parse(json: Json) -> ModelConfig:
+    """Embeddings times scale_emb, each block's output times scale_depth / sqrt(layers), and the last
+    hidden state divided by hidden_size / dim_model_base."""
+    known = {
+        "silu": Activation.SILU,
+        "relu": Activation.RELU,
+        "fatrelu": Activation.FATRELU,
+    }
+    fields = Fields(json)
+    threshold = fields.number("hidden_act_param", 0.0)
+    config = llama_config(json, "minicpm", activation_of(json, known), threshold=threshold)
+    return replace(
+        config,
+        tie_embeddings=bool(json.get("tie_word_embeddings", True)),
+        embed_scale=fields.number("scale_emb", 1.0),
+        residual_scale=fields.number("scale_depth", 1.0) / config.num_layers**0.5,
+        logit_scale=fields.number("dim_model_base", 1.0) / config.hidden_size,
+    )

@@ -1,0 +1,16 @@
+"""`mistral`: SwiGLU with an optional sliding window."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..config import Activation, ModelConfig
+from .common import Json, activation_of, llama_config, window
+from .common import mlp_sources as sources
+
+__all__ = ["parse", "sources"]
+
+
+def parse(json: Json) -> ModelConfig:
+    activation = activation_of(json, {"silu": Activation.SILU})
+    return replace(llama_config(json, "mistral", activation), sliding_window=window(json))

@@ -1,0 +1,31 @@
+"""`mixtral`: SwiGLU experts. `turbosparsemixtral`: dReLU experts, each with its own predictor."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..config import Activation, ModelConfig
+from .common import Fields, Json, activation_of, llama_config, window
+from .common import moe_sources as sources
+
+__all__ = ["parse", "parse_turbosparse", "sources"]
+
+
+def parse(json: Json) -> ModelConfig:
+    return _mixtral(json, "mixtral", activation_of(json, {"silu": Activation.SILU}))
+
+
+def parse_turbosparse(json: Json) -> ModelConfig:
+    """The predictor is not optional: a checkpoint without it is refused by its missing tensors."""
+    activation = activation_of(json, {"relu": Activation.DRELU})
+    return replace(_mixtral(json, "turbosparsemixtral", activation), predictor=True)
+
+
+def _mixtral(json: Json, family: str, activation: Activation) -> ModelConfig:
+    fields = Fields(json)
+    return replace(
+        llama_config(json, family, activation),
+        sliding_window=window(json),
+        num_experts=fields.integer("num_local_experts", 8),
+        experts_per_token=fields.integer("num_experts_per_tok", 2),
+    )

@@ -1,0 +1,57 @@
+"""The only door to the kernels: every op under one name, its implementation chosen once by device
+and dtype, and handed to the layers.
+
+To add kernels: a module of this package with `declines(device, dtype)` and any of the ops below
+under the same name and signature, and its name in `BACKENDS`. An op that a backend lacks falls
+through to the next; `reference` has them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from importlib import import_module
+
+import torch
+from torch import Tensor
+
+from ..batch import FfnMode, ForwardBatch
+from ..config import Activation
+
+BACKENDS = ("cpu", "reference")  # in order of preference
+
+
+@dataclass(frozen=True, slots=True)
+class Ops:
+    """One implementation of each op; meanings, shapes and arguments are those of `reference`."""
+
+    linear: Callable[[Tensor, Tensor], Tensor]
+    rms_norm: Callable[[Tensor, Tensor, float], Tensor]
+    add_rms_norm: Callable[[Tensor, Tensor, float, Tensor, float], tuple[Tensor, Tensor]]
+    rotate_and_store: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, ForwardBatch], Tensor]
+    attend: Callable[[Tensor, Tensor, Tensor, ForwardBatch, float, int | None], Tensor]
+    predict: Callable[[Tensor, Tensor, Tensor, float], Tensor]
+    gated: Callable[[Tensor, Tensor, Activation, float], Tensor]
+    ffn: Callable[[Tensor, Tensor, Tensor, Tensor | None, Activation, float, FfnMode], Tensor]
+
+    def chosen(self) -> dict[str, str]:
+        """Op -> the backend that runs it, for the start-up log and `/health`."""
+        return {f.name: getattr(self, f.name).__module__.rpartition(".")[2] for f in fields(self)}
+
+
+def select(
+    device: torch.device, dtype: torch.dtype, backends: tuple[str, ...] = BACKENDS
+) -> tuple[Ops, dict[str, str]]:
+    """The best ops for this device and dtype, and why the backends passed over declined."""
+    modules = {name: import_module(f".{name}", __package__) for name in backends}
+    declined = {
+        name: reason
+        for name, module in modules.items()
+        if (reason := module.declines(device, dtype)) is not None
+    }
+    usable = [module for name, module in modules.items() if name not in declined]
+
+    def first(op: str) -> Callable[..., Tensor]:
+        return next(getattr(module, op) for module in usable if hasattr(module, op))
+
+    return Ops(**{f.name: first(f.name) for f in fields(Ops)}), declined  # type: ignore[arg-type]

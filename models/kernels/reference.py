@@ -1,0 +1,166 @@
+"""The meaning of every op, in plain torch: the oracle of the kernel tests, and the path that runs
+where no kernel fits.
+
+Letters: T tokens, B requests, H query heads, K key/value heads, D head dim, N neurons.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..batch import FfnMode, ForwardBatch
+from ..config import Activation
+
+
+def declines(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Never: torch runs everywhere."""
+    return None
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """`x @ weight.T`: [T, in], [out, in] -> [T, out]."""
+    return F.linear(x, weight)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root-mean-square norm over the last dimension, in fp32: [T, hidden] -> [T, hidden]."""
+    x32 = x.float()
+    scale = torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)
+    return weight * (x32 * scale).to(x.dtype)
+
+
+def add_rms_norm(
+    delta: Tensor, residual: Tensor, scale: float, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """`residual + scale * delta`, and its norm: -> (normed, new residual), both [T, hidden]."""
+    residual = residual + scale * delta if scale != 1.0 else residual + delta
+    return rms_norm(residual, weight, eps), residual
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding, half-split as in Llama checkpoints: [T, heads, D], [T, D/2] -> like x."""
+    a, b = x.float().chunk(2, dim=-1)
+    cos, sin = cos[:, None], sin[:, None]
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+
+
+def rotate_and_store(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: ForwardBatch,
+) -> Tensor:
+    """Rotate queries and keys, write keys and values to their slots, return the queries [T, H, D].
+
+    qkv [T, (H + 2K) * D]; cos, sin [positions, D/2]; caches [pages, K, page_size, D].
+    """
+    _, num_kv_heads, page_size, head_dim = k_cache.shape
+    heads = qkv.view(qkv.shape[0], -1, head_dim)
+    q, k, v = heads.split(
+        [heads.shape[1] - 2 * num_kv_heads, num_kv_heads, num_kv_heads], dim=1
+    )
+    cos, sin = cos[batch.positions], sin[batch.positions]
+    pages, offsets = batch.slots // page_size, batch.slots % page_size
+    k_cache[pages, :, offsets] = rotate(k, cos, sin)
+    v_cache[pages, :, offsets] = v
+    return rotate(q, cos, sin)
+
+
+def attend(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: ForwardBatch,
+    scale: float,
+    window: int | None,
+) -> Tensor:
+    """Causal attention over each request's pages: [T, H, D] -> [T, H * D].
+
+    A token at position p sees the positions (p - window, p] of its own request.
+    """
+    _, num_kv_heads, page_size, head_dim = k_cache.shape
+    out = torch.empty_like(q)
+    start = 0
+    for row, (num_queries, num_context) in enumerate(
+        zip(batch.query_lens, batch.context_lens, strict=True)
+    ):
+        end = start + num_queries
+        pages = batch.page_tables[row, : -(-num_context // page_size)]
+        shape = (num_kv_heads, -1, head_dim)
+        k = k_cache[pages].transpose(0, 1).reshape(shape)[:, :num_context]
+        v = v_cache[pages].transpose(0, 1).reshape(shape)[:, :num_context]
+        distance = batch.positions[start:end, None] - torch.arange(num_context, device=q.device)
+        visible = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+        attended = F.scaled_dot_product_attention(
+            q[start:end].transpose(0, 1)[None],
+            k[None],
+            v[None],
+            attn_mask=visible,
+            scale=scale,
+            enable_gqa=True,
+        )
+        out[start:end] = attended[0].transpose(0, 1)
+        start = end
+    return out.flatten(1)
+
+
+def predict(residual: Tensor, fc1: Tensor, fc2: Tensor, threshold: float) -> Tensor:
+    """The neurons that a low-rank predictor keeps: [T, hidden], [r, hidden], [N, r] -> [T, N] bool.
+
+    Published as `round(sigmoid(fc2(relu(fc1(residual)))))`; sigmoid(0) rounds to 0, so it is > 0.
+    Scores are accumulated in fp32: a bf16 score near zero would flip with the summation order.
+    """
+    scores = F.linear(F.linear(residual.float(), fc1.float()).relu(), fc2.float())
+    return scores > threshold
+
+
+def activate(gate: Tensor, up: Tensor, activation: Activation, threshold: float) -> Tensor:
+    """The neurons' values from their gate and up projections, any one shape."""
+    match activation:
+        case Activation.SILU:
+            return F.silu(gate) * up
+        case Activation.RELU:
+            return gate.relu() * up
+        case Activation.FATRELU:
+            return torch.where(gate >= threshold, gate, 0) * up
+        case Activation.DRELU:
+            return gate.relu() * up.relu()
+
+
+def gated(x: Tensor, gate_up: Tensor, activation: Activation, threshold: float) -> Tensor:
+    """Every neuron's value: [T, hidden], [N, 2 * hidden] -> [T, N]."""
+    gate, up = linear(x, gate_up.view(-1, x.shape[1])).view(x.shape[0], -1, 2).unbind(-1)
+    return activate(gate, up, activation, threshold)
+
+
+def ffn(
+    x: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    mask: Tensor | None,
+    activation: Activation,
+    threshold: float,
+    mode: FfnMode,
+) -> Tensor:
+    """`down(mask * act(gate(x), up(x)))`: [T, hidden] -> [T, hidden].
+
+    Neuron-major weights: gate_up [N, 2 * hidden] holds a neuron's gate row and then its up row,
+    down [N, hidden] its output row. mask [T, N] bool, None keeps every neuron. All modes mean the
+    same; TOKEN and UNION read only the rows that the mask names.
+    """
+    if mask is None:
+        return gated(x, gate_up, activation, threshold) @ down
+    if mode is FfnMode.DENSE:
+        return (gated(x, gate_up, activation, threshold) * mask) @ down
+    if mode is FfnMode.UNION:
+        rows = mask.any(0).nonzero().squeeze(1)
+        return (gated(x, gate_up[rows], activation, threshold) * mask[:, rows]) @ down[rows]
+    out = torch.empty_like(x)
+    for t in range(x.shape[0]):
+        rows = mask[t].nonzero().squeeze(1)
+        out[t] = (gated(x[t, None], gate_up[rows], activation, threshold) @ down[rows])[0]
+    return out

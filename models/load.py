@@ -1,0 +1,220 @@
+"""From a checkpoint directory to a model that can run: config, weights, exactness."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from .config import ModelConfig, ModelError
+from .decoder import Decoder
+from .families.common import Json
+from .kernels import ops
+from .registry import Family, find_family
+from .sparsity.ffn import SparseFFN
+from .sparsity.predictor import LowRankPredictor
+from .weights import Checkpoint, Layout, Source, check_names, iter_pt_predictors
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Stored by some exporters though it can be computed; not a weight.
+DERIVED = ".rotary_emb.inv_freq"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A decoder with its weights in place.
+
+    `exact` says that it computes the function that the checkpoint defines; otherwise
+    `approximation` says what does not.
+    """
+
+    decoder: Decoder
+    config: ModelConfig
+    kernels: dict[str, str]  # op -> backend
+    declined: dict[str, str]  # backend -> why it was passed over
+    eos_token_ids: tuple[int, ...]
+    exact: bool
+    approximation: str | None
+    num_parameters: int
+
+
+def read_config(directory: Path) -> tuple[Family, ModelConfig]:
+    """The family and configuration in a directory's config.json; raises ModelError."""
+    json = _read_json(directory / "config.json")
+    family = find_family(json)
+    return family, family.parse(json)
+
+
+def load(
+    directory: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    predictors: Path | None = None,
+    num_positions: int | None = None,
+    progress: bool = False,
+    backends: tuple[str, ...] = ops.BACKENDS,
+) -> LoadedModel:
+    """Build on `meta`, then stream the weights in: peak memory is the model plus one tensor.
+
+    `predictors` is a folder of `model_{layer}.pt` for a model that has none of its own: it makes
+    the model approximate. Raises ModelError, naming what does not fit.
+    """
+    family, config = read_config(directory)
+    chosen, declined = ops.select(device, dtype, backends)
+    with Checkpoint(directory) as checkpoint:
+        config, sources = _resolve(family, config, checkpoint)
+        ranks = _predictor_ranks(config, sources, checkpoint)
+        with torch.device("meta"):
+            decoder = Decoder(config, chosen, ranks)
+        _fill(decoder, sources, checkpoint, device, dtype, progress)
+    decoder.prepare(device, num_positions or config.max_positions)
+    approximation = None
+    if predictors is not None:
+        threshold = _attach_predictors(decoder, predictors, device, dtype)
+        approximation = f"separate predictors from {predictors.name} (threshold {threshold:g})"
+    return LoadedModel(
+        decoder=decoder.eval(),
+        config=config,
+        kernels=chosen.chosen(),
+        declined=declined,
+        eos_token_ids=eos_token_ids(directory),
+        exact=approximation is None,
+        approximation=approximation,
+        num_parameters=sum(p.numel() for p in decoder.parameters()),
+    )
+
+
+def _resolve(
+    family: Family, config: ModelConfig, checkpoint: Checkpoint
+) -> tuple[ModelConfig, dict[str, Source]]:
+    """Settle what only the tensors tell, then hold their names against the family's."""
+    found = {name for name in checkpoint.names if not name.endswith(DERIVED)}
+    if any(".predictor." in name for name in found) and config.family == "bamboo":
+        config = replace(config, predictor=True)
+    sources = family.sources(config)
+    expected = {name for source in sources.values() for name in source.names}
+    if config.tie_embeddings:
+        found.discard("lm_head.weight")  # some exporters store the shared table twice
+    check_names(expected, found, config.family)
+    return config, sources
+
+
+def _predictor_ranks(
+    config: ModelConfig, sources: dict[str, Source], checkpoint: Checkpoint
+) -> list[list[int]]:
+    """Each predictor's rank, read from its tensor: published ranks differ from layer to layer."""
+    ranks: list[list[int]] = [[] for _ in range(config.num_layers)]
+    for name, source in sources.items():
+        if name.endswith("predictor.fc1.weight"):
+            ranks[int(name.split(".")[1])].append(checkpoint.shape(source.names[0])[0])
+    return ranks
+
+
+def _fill(
+    decoder: Decoder,
+    sources: dict[str, Source],
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+    progress: bool,
+) -> None:
+    wanted = dict(decoder.named_parameters())
+    assert wanted.keys() == sources.keys(), wanted.keys() ^ sources.keys()
+    for name, source in tqdm(
+        sources.items(), "Loading weights", disable=not progress, unit="tensor", leave=False
+    ):
+        value = source.assemble(checkpoint)
+        if value.shape != wanted[name].shape:
+            raise ModelError(
+                f"{' + '.join(source.names)} has shape {_stored_shape(source, value)}, "
+                f"config.json asks for {_stored_shape(source, wanted[name])}"
+            )
+        _assign(decoder, name, value.to(device=device, dtype=dtype).contiguous())
+
+
+def _stored_shape(source: Source, value: torch.Tensor) -> list[int]:
+    """The shape in the checkpoint's own terms, for a message."""
+    shape = list(value.shape)
+    return shape[::-1] if source.layout is Layout.TRANSPOSED else shape
+
+
+def _assign(model: nn.Module, name: str, value: torch.Tensor) -> None:
+    owner, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(owner), attribute, nn.Parameter(value, requires_grad=False))
+
+
+def _attach_predictors(
+    decoder: Decoder, directory: Path, device: torch.device, dtype: torch.dtype
+) -> float:
+    """Give each layer its separate predictor; returns their threshold."""
+    config = decoder.config
+    if config.predictor:
+        raise ModelError("this checkpoint has predictors of its own: its mask is part of the model")
+    if not config.activation.is_sparse or config.num_experts:
+        raise ModelError(f"separate predictors need a dense ReLU model, not {config.family}")
+    settings = directory / "config.json"
+    threshold = 0.0
+    if settings.is_file():
+        threshold = float(str(_read_json(settings).get("sparse_threshold", 0.0)))
+    pairs = iter_pt_predictors(directory, config.num_layers)
+    for i, (layer, (fc1, fc2)) in enumerate(zip(decoder.layers, pairs, strict=True)):
+        expected = (config.hidden_size, config.num_neurons, fc1.shape[0])
+        if (fc1.shape[1], fc2.shape[0], fc2.shape[1]) != expected:
+            raise ModelError(
+                f"model_{i}.pt: fc1 {list(fc1.shape)} and fc2 {list(fc2.shape)} do not fit "
+                f"hidden_size {config.hidden_size} and {config.num_neurons} neurons"
+            )
+        ffn = layer.get_submodule("ffn")
+        assert isinstance(ffn, SparseFFN)
+        shape = (config.hidden_size, fc1.shape[0], config.num_neurons)
+        with torch.device("meta"):
+            ffn.predictor = predictor = LowRankPredictor(*shape, decoder.ops, threshold)
+        _assign(predictor, "fc1.weight", fc1.to(device, dtype).contiguous())
+        _assign(predictor, "fc2.weight", fc2.to(device, dtype).contiguous())
+    return threshold
+
+
+def eos_token_ids(directory: Path) -> tuple[int, ...]:
+    """Every end-of-sequence id that config, generation_config or tokenizer names.
+
+    Published TurboSparse-Mistral says 2 in config.json while its tokenizer ends turns with 32000.
+    """
+    ids: set[int] = set()
+    for name in ("config.json", "generation_config.json"):
+        eos = _read_json(directory / name, optional=True).get("eos_token_id")
+        ids |= {eos} if isinstance(eos, int) else set(eos) if isinstance(eos, list) else set()
+    ids |= _tokenizer_eos(directory)
+    return tuple(sorted(ids))
+
+
+def _tokenizer_eos(directory: Path) -> set[int]:
+    """The id of tokenizer_config.json's eos_token."""
+    settings = _read_json(directory / "tokenizer_config.json", optional=True)
+    eos = settings.get("eos_token")
+    text = eos.get("content") if isinstance(eos, dict) else eos
+    decoder = settings.get("added_tokens_decoder")
+    tokenizer = _read_json(directory / "tokenizer.json", optional=True)
+    added = tokenizer.get("added_tokens")
+    entries = [(t["id"], t["content"]) for t in added] if isinstance(added, list) else []
+    if isinstance(decoder, dict):
+        entries += [(int(i), entry["content"]) for i, entry in decoder.items()]
+    return {i for i, content in entries if content == text}
+
+
+def _read_json(path: Path, *, optional: bool = False) -> Json:
+    if not path.is_file():
+        if optional:
+            return {}
+        raise ModelError(f"{path} is missing")
+    try:
+        value = json.loads(path.read_text())
+    except ValueError as error:
+        raise ModelError(f"{path} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} is not a JSON object")
+    return value

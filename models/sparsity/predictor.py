@@ -1,0 +1,63 @@
+"""Which neurons a token needs. A predictor that stands in the checkpoint's own forward is part of the
+function; one that was trained beside it makes the model approximate.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..config import Activation
+from ..kernels import reference
+from ..kernels.ops import Ops
+from ..layers import Linear
+
+
+class NeuronPredictor(Protocol):
+    """Chooses neurons from the residual before the norm and the FFN's input after it."""
+
+    def select(self, residual: Tensor, x: Tensor) -> Tensor:
+        """[T, hidden] both -> [T, N] bool, True where the neuron is to be computed."""
+        ...
+
+
+class LowRankPredictor(nn.Module):
+    """`fc2(relu(fc1(residual))) > threshold`: TurboSparse's, and PowerInfer's separate ones.
+
+    The input is the residual *before* the post-attention norm (METHOD: arXiv 2406.05955, the
+    published forward); feeding it the normed one gives a plausible, wrong mask.
+    """
+
+    def __init__(
+        self, hidden_size: int, rank: int, num_neurons: int, ops: Ops, threshold: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.ops = ops
+        self.threshold = threshold
+        self.fc1 = Linear(hidden_size, rank)
+        self.fc2 = Linear(rank, num_neurons)
+
+    def select(self, residual: Tensor, x: Tensor) -> Tensor:
+        return self.ops.predict(residual, self.fc1.weight, self.fc2.weight, self.threshold)
+
+
+class OraclePredictor:
+    """The neurons that are truly not zero. Tells a wrong kernel from a wrong prediction."""
+
+    def __init__(self, gate_up: Tensor, activation: Activation, threshold: float) -> None:
+        self.gate_up = gate_up
+        self.activation = activation
+        self.threshold = threshold
+
+    def select(self, residual: Tensor, x: Tensor) -> Tensor:
+        return reference.gated(x, self.gate_up, self.activation, self.threshold) != 0
+
+
+def recall(mask: Tensor, true_mask: Tensor) -> float:
+    """Share of the truly active neurons that a mask keeps."""
+    return (torch.count_nonzero(mask & true_mask) / torch.count_nonzero(true_mask)).item()
+
+
+PREDICTORS = {"low-rank": LowRankPredictor, "oracle": OraclePredictor}

@@ -1,0 +1,22 @@
+"""One thread for the tests' tensors: they are tiny, and the machine may have one core to give."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+for folder in ("models",):
+    sys.path.insert(0, str(Path(__file__).parent / folder))
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
