@@ -97,15 +97,17 @@ class Decoder(nn.Module):
         """Write the K/V of the batch's tokens and return the logits of those sampled: [S, vocab]."""
         return self.logits(self.hidden(batch, caches)[batch.sample_at])
 
-    def hidden(self, batch: ForwardBatch, caches: list[LayerCache]) -> Tensor:
-        """The normed last hidden states: [T, hidden]."""
+    def hidden(
+        self, batch: ForwardBatch, caches: list[LayerCache], num_layers: int | None = None
+    ) -> Tensor:
+        """The normed last hidden states [T, hidden], of the first `num_layers` if given."""
         assert self.rope is not None, "prepare() comes before forward()"
         config = self.config
         residual = self.embedding[batch.token_ids]
         if config.embed_scale != 1.0:
             residual = residual * config.embed_scale
         delta: Tensor | None = None
-        for layer, cache in zip(self.layers, caches, strict=True):
+        for layer, cache in zip(self.layers[:num_layers], caches, strict=True):
             delta, residual = layer(delta, residual, self.rope, cache, batch)
         return add_norm(self.ops, delta, residual, config.residual_scale, self.norm)[0]
 

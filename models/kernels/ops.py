@@ -55,3 +55,15 @@ def select(
         return next(getattr(module, op) for module in usable if hasattr(module, op))
 
     return Ops(**{f.name: first(f.name) for f in fields(Ops)}), declined  # type: ignore[arg-type]
+
+
+def set_num_threads(num_threads: int, ops: Ops) -> None:
+    """Give the chosen kernels their CPU threads, and torch what is left to do.
+
+    Two pools that spin for one core's work slow each other down many times over, so where our own
+    kernels run, torch's small ops stay on the calling thread.
+    """
+    uses_kernels = "cpu" in ops.chosen().values()
+    if uses_kernels:
+        import_module(".cpu", __package__).set_num_threads(num_threads)
+    torch.set_num_threads(1 if uses_kernels else num_threads)

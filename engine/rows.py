@@ -1,0 +1,83 @@
+"""One permanent device row per live request: what a step gathers from and writes back to.
+
+A row is written when its request is admitted and when it gets pages; nothing moves between rows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .request import Request
+
+
+class Rows:
+    """The rows' tensors. Counts of sampled tokens exist only once a request asks for penalties."""
+
+    def __init__(
+        self, num_rows: int, max_pages: int, vocab_size: int, device: torch.device
+    ) -> None:
+        self.device = device
+        self.vocab_size = vocab_size
+        self.last_token = torch.zeros(num_rows, dtype=torch.int64, device=device)
+        self.page_tables = np.zeros((num_rows, max_pages), dtype=np.int32)
+        self.num_pages = [0] * num_rows
+        self.free = list(range(num_rows - 1, -1, -1))
+        self._counts: Tensor | None = None  # [rows, vocab] int32, of the output so far
+        self._in_prompt: Tensor | None = None  # [rows, vocab] bool
+
+    def admit(self, request: Request) -> None:
+        """Give the request a row and write what later steps read from it."""
+        assert request.row is None, request.id
+        request.row = row = self.free.pop()
+        self.num_pages[row] = 0
+        if uses_penalties(request):
+            self._write_counts(row, request)
+
+    def release(self, request: Request) -> None:
+        if request.row is not None:
+            self.free.append(request.row)
+            request.row = None
+
+    def write_pages(self, request: Request) -> None:
+        """Append the pages that the request got since the last step."""
+        assert request.row is not None, request.id
+        row, start = request.row, self.num_pages[request.row]
+        if start != len(request.pages):
+            self.page_tables[row, start : len(request.pages)] = request.pages[start:]
+            self.num_pages[row] = len(request.pages)
+
+    def penalty_counts(self, rows: list[int]) -> tuple[Tensor, Tensor]:
+        """(output counts [S, vocab] int32, in prompt [S, vocab] bool) of these rows."""
+        counts, in_prompt = self._tables()
+        return counts[rows], in_prompt[rows]
+
+    def count_sampled(self, rows: list[int], token_ids: Tensor) -> None:
+        """Note what these rows have just sampled, without asking the host for the ids."""
+        counts, _ = self._tables()
+        index = torch.tensor(rows, device=self.device)
+        one = torch.ones_like(token_ids, dtype=torch.int32)
+        counts.index_put_((index, token_ids), one, accumulate=True)
+
+    def _write_counts(self, row: int, request: Request) -> None:
+        counts, in_prompt = self._tables()
+        prompt = request.token_ids[: request.num_prompt_tokens]
+        output = torch.tensor(
+            request.token_ids[request.num_prompt_tokens :], dtype=torch.int64, device=self.device
+        )
+        in_prompt[row] = False
+        in_prompt[row, torch.tensor(prompt, device=self.device)] = True
+        counts[row] = torch.bincount(output, minlength=self.vocab_size).int()
+
+    def _tables(self) -> tuple[Tensor, Tensor]:
+        if self._counts is None or self._in_prompt is None:
+            shape = (len(self.num_pages), self.vocab_size)
+            self._counts = torch.zeros(shape, dtype=torch.int32, device=self.device)
+            self._in_prompt = torch.zeros(shape, dtype=torch.bool, device=self.device)
+        return self._counts, self._in_prompt
+
+
+def uses_penalties(request: Request) -> bool:
+    s = request.sampling
+    return (s.presence_penalty, s.frequency_penalty, s.repetition_penalty) != (0.0, 0.0, 1.0)

@@ -1,0 +1,158 @@
+"""From logits to the next token ids, on the device. Knows sampling parameters; knows no pages.
+
+A request's randomness is a function of its seed and the index of the token alone, so its text does
+not depend on its neighbours, on preemption or on the batch's order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .request import Request, SamplingParams
+from .rows import Rows, uses_penalties
+
+MASK = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLogprobs:
+    """Log-probabilities of the requests that asked: `indices` are their places among the S."""
+
+    indices: list[int]
+    sampled: Tensor  # [len(indices)]
+    top: Tensor  # [len(indices), k]
+    top_ids: Tensor  # [len(indices), k] int64
+
+
+def uniform(seed: int, index: int) -> float:
+    """A number in [0, 1) for the `index`-th token of a seed: two rounds of splitmix64."""
+    state = (seed * 0x9E3779B97F4A7C15 + index + 1) & MASK
+    for _ in range(2):
+        state = (state + 0x9E3779B97F4A7C15) & MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & MASK
+        state ^= state >> 31
+    return (state >> 11) * 2.0**-53
+
+
+def sample(
+    logits: Tensor, requests: list[Request], rows: Rows, eos_token_ids: tuple[int, ...]
+) -> tuple[Tensor, DeviceLogprobs | None]:
+    """One token for each request: [S, vocab] float32 -> [S] int64.
+
+    The order is vLLM's: bias and minimum length, penalties, then for those that are not greedy
+    temperature, top-k, top-p and min-p. Reported log-probabilities are the model's own, before all.
+    """
+    original = logits
+    shaped = [i for i, r in enumerate(requests) if _is_shaped(r)]
+    if shaped:
+        logits = logits.clone() if _wants_logprobs(requests) else logits
+        for i in shaped:
+            _shape(logits[i], requests[i], rows, eos_token_ids)
+    token_ids = logits.argmax(-1)
+    random = [i for i, r in enumerate(requests) if not r.sampling.is_greedy]
+    if random:
+        token_ids[random] = _draw(logits[random], [requests[i] for i in random])
+    counted = [i for i, r in enumerate(requests) if uses_penalties(r)]
+    if counted:
+        rows.count_sampled([_row(requests[i]) for i in counted], token_ids[counted])
+    return token_ids, _logprobs(original, token_ids, requests)
+
+
+def _row(request: Request) -> int:
+    assert request.row is not None, request.id
+    return request.row
+
+
+def _is_shaped(request: Request) -> bool:
+    s = request.sampling
+    return bool(s.logit_bias) or s.min_tokens > request.num_output_tokens or uses_penalties(request)
+
+
+def _shape(
+    logits: Tensor, request: Request, rows: Rows, eos_token_ids: tuple[int, ...]
+) -> None:
+    """Apply bias, minimum length and penalties to one request's logits [vocab], in place."""
+    s = request.sampling
+    for token_id, bias in s.logit_bias:
+        logits[token_id] += bias
+    if s.min_tokens > request.num_output_tokens:
+        stops = [*s.stop_token_ids, *(() if s.ignore_eos else eos_token_ids)]
+        logits[stops] = -torch.inf
+    if not uses_penalties(request):
+        return
+    counts, in_prompt = (table[0] for table in rows.penalty_counts([_row(request)]))
+    if s.repetition_penalty != 1.0:
+        seen = in_prompt | (counts > 0)
+        scaled = torch.where(logits > 0, logits / s.repetition_penalty, logits * s.repetition_penalty)
+        logits.copy_(torch.where(seen, scaled, logits))
+    logits -= s.frequency_penalty * counts + s.presence_penalty * (counts > 0)
+
+
+def _draw(logits: Tensor, requests: list[Request]) -> Tensor:
+    """Sample by inverting the cumulative distribution at one uniform number a request: [R] int64."""
+    device = logits.device
+    params = [r.sampling for r in requests]
+    temperature = torch.tensor([p.temperature for p in params], device=device)
+    probabilities = (logits / temperature[:, None]).softmax(-1)
+    points = torch.tensor(
+        [uniform(r.sampling.seed or 0, r.num_output_tokens) for r in requests],
+        dtype=torch.float64,
+        device=device,
+    )
+    filtered = [i for i, p in enumerate(params) if _filters(p)]
+    if not filtered:
+        return _invert(probabilities, points)
+    drawn = _invert(probabilities, points)
+    ordered, ids = probabilities[filtered].sort(-1, descending=True, stable=True)
+    ordered = ordered * _kept(ordered, [params[i] for i in filtered])
+    chosen = _invert(ordered, points[filtered])
+    drawn[filtered] = ids.gather(1, chosen[:, None]).squeeze(1)
+    return drawn
+
+
+def _filters(p: SamplingParams) -> bool:
+    return p.top_k > 0 or p.top_p < 1.0 or p.min_p > 0.0
+
+
+def _kept(ordered: Tensor, params: list[SamplingParams]) -> Tensor:
+    """Which of the probabilities, sorted downwards, survive top-k, top-p and min-p: [R, vocab]."""
+    device, vocab_size = ordered.device, ordered.shape[1]
+    top_k = torch.tensor([p.top_k or vocab_size for p in params], device=device)
+    top_p = torch.tensor([p.top_p for p in params], device=device)
+    min_p = torch.tensor([p.min_p for p in params], device=device)
+    kept = torch.arange(vocab_size, device=device) < top_k[:, None]
+    kept &= ordered >= min_p[:, None] * ordered[:, :1]
+    # The smallest set that reaches top_p of what top-k and min-p left; always the first token.
+    left = ordered * kept
+    before = left.cumsum(-1) - left
+    kept &= (before < top_p[:, None] * left.sum(-1, keepdim=True)) | (top_p[:, None] >= 1.0)
+    kept[:, 0] = True
+    return kept
+
+
+def _invert(weights: Tensor, points: Tensor) -> Tensor:
+    """The first index whose cumulated weight exceeds point * total: [R, n], [R] -> [R] int64."""
+    cumulated = weights.double().cumsum(-1)
+    target = points[:, None] * cumulated[:, -1:]
+    return torch.searchsorted(cumulated, target, right=True).squeeze(1).clamp_(
+        max=weights.shape[1] - 1
+    )
+
+
+def _wants_logprobs(requests: list[Request]) -> bool:
+    return any(r.sampling.logprobs is not None for r in requests)
+
+
+def _logprobs(logits: Tensor, token_ids: Tensor, requests: list[Request]) -> DeviceLogprobs | None:
+    indices = [i for i, r in enumerate(requests) if r.sampling.logprobs is not None]
+    if not indices:
+        return None
+    most = max(requests[i].sampling.logprobs or 0 for i in indices)
+    logprobs = logits[indices].log_softmax(-1)
+    sampled = logprobs.gather(1, token_ids[indices][:, None]).squeeze(1)
+    top, top_ids = logprobs.topk(most, dim=-1)
+    return DeviceLogprobs(indices, sampled, top, top_ids)
