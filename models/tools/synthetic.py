@@ -1,0 +1,223 @@
+"""Random checkpoints of any shape in the published layouts, with planted predictors: for speed alone.
+
+A planted predictor keeps a set share of the neurons, some hot and some cold, so that the union over
+a batch grows as measured on a trained model (6.8 % of the neurons for one sequence, 39 % for 8, 78 %
+for 32). Everything measured on such a model is to be labelled synthetic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor, nn
+
+from ..attention import LayerCache
+from ..batch import FfnMode, ForwardBatch
+from ..config import ModelError
+from ..decoder import Decoder
+from ..load import load
+from ..sparsity.ffn import SparseFFN
+from ..sparsity.predictor import LowRankPredictor
+
+# family -> (model_type, class, hidden_act): as published
+FAMILIES = {
+    "mistral": ("mistral", "MistralForCausalLM", "silu"),
+    "turbosparse-mistral": ("bamboo", "BambooForCausalLM", "relu"),
+    "bamboo": ("bamboo", "BambooForCausalLM", "relu"),
+}
+SAMPLES = 1024  # tokens on which a predictor's thresholds are planted
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A decoder's sizes; the defaults make 16 M parameters."""
+
+    hidden: int = 384
+    layers: int = 6
+    neurons: int = 1536
+    vocab: int = 8192
+    heads: int = 6
+    kv_heads: int = 2
+    positions: int = 4096
+
+    @property
+    def rank(self) -> int:
+        """The published mean rank, 1260 of 4096, at this width."""
+        return max(1, round(self.hidden * 1260 / 4096))
+
+
+def make(out: Path, family: str, shape: Shape, *, density: float = 0.1, seed: int = 0) -> None:
+    """Write a checkpoint directory: config, weights, tokenizer. The mask keeps `density`."""
+    if family not in FAMILIES:
+        raise ModelError(f"family={family!r} is not one of {', '.join(FAMILIES)}")
+    if not 0 < density < 1:
+        raise ModelError(f"density={density} is not between 0 and 1")
+    out.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(seed)
+    config = _config(family, shape)
+    tensors = _tensors(shape, family == "turbosparse-mistral", generator)
+    (out / "config.json").write_text(json.dumps(config, indent=2))
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    if family == "turbosparse-mistral":
+        decoder = load(out, torch.device("cpu"), torch.float32).decoder
+        for layer, (fc1, fc2) in enumerate(plant(decoder, density, generator)):
+            name = f"model.layers.{layer}.mlp.predictor"
+            tensors |= {f"{name}.fc1.weight": fc1, f"{name}.fc2.weight": fc2}
+        save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    byte_tokenizer(shape.vocab).save(str(out / "tokenizer.json"))
+    (out / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+
+
+TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
+
+
+def _config(family: str, shape: Shape) -> dict[str, object]:
+    model_type, architecture, act = FAMILIES[family]
+    return {
+        "architectures": [architecture],
+        "model_type": model_type,
+        "hidden_act": act,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.neurons,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "vocab_size": shape.vocab,
+        "max_position_embeddings": shape.positions,
+        "sliding_window": None,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float32",
+        "eos_token_id": shape.vocab - 1,
+    }
+
+
+def _tensors(shape: Shape, predictor: bool, generator: torch.Generator) -> dict[str, Tensor]:
+    def random(rows: int, columns: int) -> Tensor:
+        return torch.randn(rows, columns, generator=generator) / columns**0.5
+
+    kv = shape.hidden // shape.heads * shape.kv_heads
+    tensors = {
+        "model.embed_tokens.weight": random(shape.vocab, shape.hidden) * shape.hidden**0.5,
+        "model.norm.weight": torch.ones(shape.hidden),
+        "lm_head.weight": random(shape.vocab, shape.hidden),
+    }
+    for i in range(shape.layers):
+        layer, mlp = f"model.layers.{i}", f"model.layers.{i}.mlp"
+        tensors[f"{layer}.input_layernorm.weight"] = torch.ones(shape.hidden)
+        tensors[f"{layer}.post_attention_layernorm.weight"] = torch.ones(shape.hidden)
+        for name, rows in (("q", shape.hidden), ("k", kv), ("v", kv), ("o", shape.hidden)):
+            tensors[f"{layer}.self_attn.{name}_proj.weight"] = random(rows, shape.hidden)
+        tensors[f"{mlp}.gate_proj.weight"] = random(shape.neurons, shape.hidden)
+        tensors[f"{mlp}.up_proj.weight"] = random(shape.neurons, shape.hidden)
+        tensors[f"{mlp}.down_proj.weight"] = random(shape.hidden, shape.neurons)
+        if predictor:
+            tensors[f"{mlp}.predictor.fc1.weight"] = random(shape.rank, shape.hidden)
+            tensors[f"{mlp}.predictor.fc2.weight"] = random(shape.neurons, shape.rank)
+    return tensors
+
+
+def plant_thresholds(
+    residual: Tensor, fc1: Tensor, fc2: Tensor, density: float, generator: torch.Generator
+) -> Tensor:
+    """fc2 such that each neuron fires on a share of the residuals drawn from Beta(2, 2/density - 2).
+
+    There are no biases, and the hidden units are not negative, so subtracting c from a row of fc2
+    turns `score > 0` into `score / sum(hidden) > c`: a threshold that does not depend on the scale.
+    """
+    hidden = (residual @ fc1.T).relu()
+    ratios = (hidden / hidden.sum(1, keepdim=True)) @ fc2.T  # [samples, N]
+    gamma = torch._standard_gamma  # the one sampler of torch that takes a generator
+    a = gamma(torch.full((fc2.shape[0],), 2.0), generator=generator)
+    b = gamma(torch.full((fc2.shape[0],), 2.0 / density - 2.0), generator=generator)
+    rank = ((1 - a / (a + b)) * (len(ratios) - 1)).round().long()
+    threshold = ratios.sort(0).values.gather(0, rank[None])[0]
+    return fc2 - threshold[:, None]
+
+
+@torch.inference_mode()
+def plant(
+    decoder: Decoder, density: float, generator: torch.Generator
+) -> list[tuple[Tensor, Tensor]]:
+    """Set every layer's predictor on the residuals that random tokens leave: [(fc1, fc2), ...]."""
+    planted: list[tuple[Tensor, Tensor]] = []
+
+    def before(ffn: nn.Module, args: tuple[Tensor, Tensor]) -> None:
+        assert isinstance(ffn, SparseFFN)
+        predictor = ffn.predictor
+        assert isinstance(predictor, LowRankPredictor)
+        fc1, fc2 = predictor.fc1.weight, predictor.fc2.weight
+        fc2.copy_(plant_thresholds(args[1], fc1, fc2, density, generator))
+        planted.append((fc1.data, fc2.data))
+
+    for layer in decoder.layers:
+        layer.get_submodule("ffn").register_forward_pre_hook(before)
+    config = decoder.config
+    ids = torch.randint(0, config.vocab_size, (SAMPLES,), generator=generator)
+    decoder.hidden(one_request(ids), one_cache(decoder, SAMPLES))
+    return planted
+
+
+def one_request(ids: Tensor) -> ForwardBatch:
+    """A batch that is one whole sequence on one page."""
+    places = torch.arange(len(ids))
+    return ForwardBatch(
+        token_ids=ids,
+        positions=places,
+        slots=places,
+        request_ids=torch.zeros_like(places),
+        page_tables=torch.zeros(1, 1, dtype=torch.int32),
+        query_lens=(len(ids),),
+        context_lens=(len(ids),),
+        sample_at=places[-1:],
+        ffn_mode=FfnMode.DENSE,
+    )
+
+
+def one_cache(decoder: Decoder, num_tokens: int) -> list[LayerCache]:
+    config = decoder.config
+    shape = (1, config.num_kv_heads, num_tokens, config.head_dim)
+    return [LayerCache(torch.empty(shape), torch.empty(shape)) for _ in decoder.layers]
+
+
+def byte_tokenizer(vocab_size: int) -> Tokenizer:
+    """A byte-level BPE whose merges are the first pairs of bytes: any text encodes, any id decodes."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {symbol: i for i, symbol in enumerate(alphabet)}
+    merges: list[tuple[str, str]] = []
+    for first in alphabet:
+        for second in alphabet:
+            if len(vocab) < vocab_size:
+                merges.append((first, second))
+                vocab[first + second] = len(vocab)
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `turbosparse make-model`."""
+    shape = Shape()
+    parser.add_argument("out", type=Path, help="directory to write")
+    parser.add_argument("--family", choices=sorted(FAMILIES), default="mistral")
+    for name in Shape.__dataclass_fields__:
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, type=int, default=getattr(shape, name))
+    parser.add_argument("--density", type=float, default=0.1, help="share that a predictor keeps")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    shape = Shape(**{name: getattr(arguments, name) for name in Shape.__dataclass_fields__})
+    make(
+        arguments.out, arguments.family, shape, density=arguments.density, seed=arguments.seed
+    )
+    print(f"wrote {arguments.out}: a random {arguments.family}, for measuring speed alone")

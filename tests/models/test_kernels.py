@@ -1,0 +1,149 @@
+"""Every backend against the reference, at sizes that no kernel is tuned for."""
+
+import pytest
+import torch
+
+from turbosparse.models.batch import FfnMode, ForwardBatch
+from turbosparse.models.config import Activation
+from turbosparse.models.kernels import cpu, ops, reference
+
+TOKENS = (1, 2, 5, 19, 33)
+ATOL = 2e-5
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def close(got: torch.Tensor, want: torch.Tensor) -> None:
+    torch.testing.assert_close(got, want, atol=ATOL, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_tokens", TOKENS)
+@pytest.mark.parametrize(("columns", "rows"), [(1, 1), (19, 99), (384, 989)])
+def test_linear(num_tokens, columns, rows):
+    x, weight = random(num_tokens, columns), random(rows, columns, seed=1)
+    close(cpu.linear(x, weight) / columns**0.5, reference.linear(x, weight) / columns**0.5)
+
+
+@pytest.mark.parametrize("num_tokens", TOKENS)
+def test_norms(num_tokens):
+    x, residual, weight = random(num_tokens, 99), random(num_tokens, 99, seed=1), random(99, seed=2)
+    close(cpu.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5))
+    for scale in (1.0, 0.3):
+        got = cpu.add_rms_norm(x, residual, scale, weight, 1e-5)
+        want = reference.add_rms_norm(x, residual, scale, weight, 1e-5)
+        close(got[0], want[0])
+        close(got[1], want[1])
+
+
+def ffn_weights(hidden: int, neurons: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return random(neurons, 2 * hidden, seed=1) / hidden**0.5, random(neurons, hidden, seed=2) / 9
+
+
+def clear_threshold(x: torch.Tensor, gate_up: torch.Tensor) -> float:
+    """A FATReLU threshold that no gate is near: at a step, rounding would decide."""
+    gates = (x @ gate_up[:, : x.shape[1]].T).flatten().sort().values
+    gates = gates[(gates > 0.02) & (gates < 0.2)]
+    widest = gates.diff().argmax()
+    return ((gates[widest] + gates[widest + 1]) / 2).item()
+
+
+@pytest.mark.parametrize("activation", [a for a in Activation if a.is_sparse])
+@pytest.mark.parametrize("mode", FfnMode)
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize(("hidden", "neurons"), [(19, 99), (64, 989), (40, 1700)])
+def test_ffn_means_the_same_in_every_mode(activation, mode, masked, hidden, neurons):
+    gate_up, down = ffn_weights(hidden, neurons)
+    for num_tokens in TOKENS:
+        x = random(num_tokens, hidden)
+        mask = random(num_tokens, neurons, seed=3) > 1.2 if masked else None
+        threshold = clear_threshold(x, gate_up)
+        want = reference.ffn(x, gate_up, down, mask, activation, threshold, FfnMode.DENSE)
+        for backend in (cpu, reference):
+            close(backend.ffn(x, gate_up, down, mask, activation, threshold, mode), want)
+
+
+@pytest.mark.parametrize("mode", FfnMode)
+@pytest.mark.parametrize("kept", [0, 1])
+def test_ffn_of_no_neuron_and_of_all(mode, kept):
+    gate_up, down = ffn_weights(32, 99)
+    x, mask = random(3, 32), torch.full((3, 99), bool(kept))
+    want = reference.ffn(x, gate_up, down, None, Activation.DRELU, 0, mode) * kept
+    for backend in (cpu, reference):
+        close(backend.ffn(x, gate_up, down, mask, Activation.DRELU, 0.0, mode), want)
+
+
+@pytest.mark.parametrize("mode", FfnMode)
+def test_a_token_does_not_depend_on_its_neighbours(mode):
+    """Bit for bit: a shared neuron list must not leak into another token's sum."""
+    gate_up, down = ffn_weights(48, 989)
+    x, mask = random(33, 48), random(33, 989, seed=3) > 1.2
+    together = cpu.ffn(x, gate_up, down, mask, Activation.DRELU, 0.0, mode)
+    for t in (0, 7, 32):
+        one = slice(t, t + 1)
+        alone = cpu.ffn(x[one], gate_up, down, mask[one], Activation.DRELU, 0.0, mode)
+        assert torch.equal(alone, together[one])
+
+
+def test_gated_silu():
+    gate_up, _ = ffn_weights(48, 99)
+    x = random(19, 48)
+    close(
+        cpu.gated(x, gate_up, Activation.SILU, 0.0),
+        reference.gated(x, gate_up, Activation.SILU, 0.0),
+    )
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.4])
+def test_predict(threshold):
+    fc1, fc2 = random(13, 48, seed=1), random(989, 13, seed=2)
+    for num_tokens in TOKENS:
+        x = random(num_tokens, 48)
+        scores = (x @ fc1.T).relu() @ fc2.T
+        near = (scores - threshold).abs() < 1e-4  # rounding decides these
+        got, want = (b.predict(x, fc1, fc2, threshold) for b in (cpu, reference))
+        assert ((got == want) | near).all()
+        assert near.float().mean() < 0.01
+
+
+@pytest.mark.parametrize("heads", [(1, 1), (6, 2), (4, 4)])
+@pytest.mark.parametrize("window", [None, 1, 7])
+@pytest.mark.parametrize("dim", [8, 10])
+def test_attention_over_scattered_pages(heads, window, dim):
+    """Three requests: a prefill, a continued chunk, a decode; pages interleaved among them."""
+    num_heads, kv_heads = heads
+    page, lens = 4, ((9, 9), (5, 23), (1, 14))
+    num_pages = 24
+    tables = torch.randperm(num_pages, generator=torch.Generator().manual_seed(0)).view(3, 8)
+    places = [(b, p) for b, (n, total) in enumerate(lens) for p in range(total - n, total)]
+    requests, positions = (torch.tensor(c) for c in zip(*places, strict=True))
+    batch = ForwardBatch(
+        token_ids=positions,
+        positions=positions,
+        slots=tables[requests, positions // page] * page + positions % page,
+        request_ids=requests,
+        page_tables=tables.int(),
+        query_lens=tuple(n for n, _ in lens),
+        context_lens=tuple(total for _, total in lens),
+        sample_at=positions,
+        ffn_mode=FfnMode.DENSE,
+    )
+    qkv = random(len(places), (num_heads + 2 * kv_heads) * dim)
+    angles = random(32, dim // 2, seed=4)
+    results = []
+    for backend in (cpu, reference):
+        caches = [random(num_pages, kv_heads, page, dim, seed=s) for s in (5, 6)]
+        q = backend.rotate_and_store(qkv, angles.cos(), angles.sin(), *caches, batch)
+        results.append([q, *caches, backend.attend(q, *caches, batch, dim**-0.5, window)])
+    for got, want in zip(*results, strict=True):
+        close(got, want)
+
+
+def test_the_door_says_what_it_chose_and_why():
+    chosen, declined = ops.select(torch.device("cpu"), torch.float32)
+    assert set(chosen.chosen().values()) == {"cpu"}
+    assert declined == {}
+    chosen, declined = ops.select(torch.device("cpu"), torch.bfloat16)
+    assert set(chosen.chosen().values()) == {"reference"}
+    assert declined == {"cpu": "computes in float32, not torch.bfloat16"}
