@@ -106,6 +106,10 @@ class ModelRunner:
     def release(self, request: Request) -> None:
         self.rows.release(request)
 
+    def is_fatal(self, error: Exception) -> bool:
+        """A CUDA error poisons the context: nothing on the device works after it."""
+        return isinstance(error, torch.AcceleratorError)
+
     def _measure(self) -> Tensor | None:
         """Where this step writes each layer's active fraction, if it is its turn and has one."""
         self.num_steps += 1

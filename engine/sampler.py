@@ -107,7 +107,7 @@ def _draw(logits: Tensor, requests: list[Request]) -> Tensor:
     if not filtered:
         return _invert(probabilities, points)
     drawn = _invert(probabilities, points)
-    ordered, ids = probabilities[filtered].sort(-1, descending=True, stable=True)
+    ordered, ids = probabilities[filtered].sort(dim=-1, descending=True, stable=True)
     ordered = ordered * _kept(ordered, [params[i] for i in filtered])
     chosen = _invert(ordered, points[filtered])
     drawn[filtered] = ids.gather(1, chosen[:, None]).squeeze(1)
@@ -122,14 +122,14 @@ def _kept(ordered: Tensor, params: list[SamplingParams]) -> Tensor:
     """Which of the probabilities, sorted downwards, survive top-k, top-p and min-p: [R, vocab]."""
     device, vocab_size = ordered.device, ordered.shape[1]
     top_k = torch.tensor([p.top_k or vocab_size for p in params], device=device)
-    top_p = torch.tensor([p.top_p for p in params], device=device)
+    top_p = torch.tensor([p.top_p for p in params], device=device)[:, None]
     min_p = torch.tensor([p.min_p for p in params], device=device)
     kept = torch.arange(vocab_size, device=device) < top_k[:, None]
     kept &= ordered >= min_p[:, None] * ordered[:, :1]
     # The smallest set that reaches top_p of what top-k and min-p left; always the first token.
     left = ordered * kept
     before = left.cumsum(-1) - left
-    kept &= (before < top_p[:, None] * left.sum(-1, keepdim=True)) | (top_p[:, None] >= 1.0)
+    kept &= (before < top_p * left.sum(-1, keepdim=True)) | (top_p >= 1.0)
     kept[:, 0] = True
     return kept
 
@@ -138,9 +138,8 @@ def _invert(weights: Tensor, points: Tensor) -> Tensor:
     """The first index whose cumulated weight exceeds point * total: [R, n], [R] -> [R] int64."""
     cumulated = weights.double().cumsum(-1)
     target = points[:, None] * cumulated[:, -1:]
-    return torch.searchsorted(cumulated, target, right=True).squeeze(1).clamp_(
-        max=weights.shape[1] - 1
-    )
+    index = torch.searchsorted(cumulated, target, right=True).squeeze(1)
+    return index.clamp(max=weights.shape[1] - 1)
 
 
 def _wants_logprobs(requests: list[Request]) -> bool:

@@ -1,0 +1,193 @@
+"""The engine on one page: schedule, launch, settle, report. Knows no tensor and no pipe."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from dataclasses import replace
+from typing import Generic, Protocol, TypeVar
+
+from .messages import Output, StepOutput, StepStats, Submit, TokenLogprobs
+from .request import FinishReason, Request
+from .scheduler import PrefixStats, Sampled, Schedule, Scheduler
+
+logger = logging.getLogger(__name__)
+L = TypeVar("L")
+
+
+class Runner(Protocol[L]):
+    """What the engine needs of the model and its device; `L` is a step under way."""
+
+    def launch(self, schedule: Schedule) -> L:
+        """Start a step; what it samples stays on the device, where the next step finds it."""
+        ...
+
+    def settle(self, launched: L) -> Sampled:
+        """Wait for a step and read what it sampled."""
+        ...
+
+    def release(self, request: Request) -> None:
+        """The request gives its row back: it has ended, or was preempted."""
+        ...
+
+    def is_fatal(self, error: Exception) -> bool:
+        """Whether the device is gone, so that no later step can succeed."""
+        ...
+
+
+class EngineCore(Generic[L]):
+    """Owns the requests. One `step()` moves every one of them that the budget allows.
+
+    With `overlap`, step N is launched before step N-1 is settled, so that an asynchronous device
+    never waits for the host; a stop that is then found late discards one token. Without, each step
+    is settled at once: right where launching is computing, as on a CPU.
+    """
+
+    def __init__(
+        self,
+        runner: Runner[L],
+        scheduler: Scheduler,
+        eos_token_ids: list[int],
+        *,
+        overlap: bool,
+        seed: int = 0,
+    ) -> None:
+        self.runner = runner
+        self.scheduler = scheduler
+        self.eos_token_ids = frozenset(eos_token_ids)
+        self.overlap = overlap
+        self.requests: dict[str, Request] = {}
+        self._in_flight: tuple[Schedule, L] | None = None
+        self._outputs: list[Output] = []
+        self._seeds = random.Random(seed)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.scheduler.has_work or self._in_flight or self._outputs)
+
+    def add(self, submit: Submit) -> None:
+        assert submit.id not in self.requests, submit.id
+        sampling = submit.sampling
+        if sampling.seed is None:
+            sampling = replace(sampling, seed=self._seeds.getrandbits(63))
+        request = Request(submit.id, list(submit.prompt), sampling, len(submit.prompt))
+        self.requests[request.id] = request
+        self.scheduler.add(request)
+        self._report_failed()
+
+    def abort(self, ids: list[str]) -> None:
+        """Forget these requests and say so; ids that have ended are ignored."""
+        for request in [self.requests[id] for id in ids if id in self.requests]:
+            self._end(request, FinishReason.ABORT)
+
+    def step(self) -> StepOutput:
+        """One turn of the engine: what it brought, and how it was spent."""
+        started = time.perf_counter()
+        schedule = self.scheduler.next()
+        self._report_failed()
+        launched = self._launch(schedule)
+        if self.overlap:
+            launched, self._in_flight = self._in_flight, launched
+        sampled = self._settle(launched)
+        stats = self._stats(schedule, sampled, time.perf_counter() - started)
+        outputs, self._outputs = self._outputs, []
+        return StepOutput(outputs, stats)
+
+    def _launch(self, schedule: Schedule) -> tuple[Schedule, L] | None:
+        for request in schedule.preempted:
+            self.runner.release(request)
+        if not schedule.items:
+            return None
+        try:
+            launched = self.runner.launch(schedule)
+        except Exception as error:
+            self._fail(schedule, error)
+            return None
+        for item in schedule.items:
+            item.request.num_computed_tokens = item.end
+            item.request.num_in_flight += item.samples
+        return schedule, launched
+
+    def _settle(self, launched: tuple[Schedule, L] | None) -> Sampled:
+        if launched is None:
+            return Sampled([])
+        schedule, step = launched
+        try:
+            sampled = self.runner.settle(step)
+        except Exception as error:
+            self._fail(schedule, error)
+            return Sampled([])
+        for request, token_id, logprobs in sampled.tokens:
+            request.num_in_flight -= 1
+            if request.finish is None:
+                self._append(request, token_id, logprobs)
+        for item in schedule.items:
+            self.scheduler.publish(item)
+        return sampled
+
+    def _append(self, request: Request, token_id: int, logprobs: TokenLogprobs | None) -> None:
+        request.token_ids.append(token_id)
+        finish = self._finish_reason(request, token_id)
+        self._outputs.append(
+            Output(request.id, token_id, logprobs, finish, request.num_cached_tokens)
+        )
+        if finish is not None:
+            self._forget(request, finish)
+
+    def _finish_reason(self, request: Request, token_id: int) -> FinishReason | None:
+        s = request.sampling
+        num_output = len(request.token_ids) - request.num_prompt_tokens
+        if num_output > s.min_tokens and (
+            token_id in s.stop_token_ids or (token_id in self.eos_token_ids and not s.ignore_eos)
+        ):
+            return FinishReason.STOP
+        if num_output >= s.max_tokens or len(request.token_ids) >= self.scheduler.max_model_len:
+            return FinishReason.LENGTH
+        return None
+
+    def _fail(self, schedule: Schedule, error: Exception) -> None:
+        """End the requests of a step that raised; the others go on, unless the device is gone."""
+        logger.exception("a step of %d requests failed", len(schedule.items))
+        if self.runner.is_fatal(error):
+            raise error
+        for item in schedule.items:
+            if item.request.finish is None:
+                message = f"{type(error).__name__}: {error}"
+                self._end(item.request, FinishReason.ERROR, f"the step failed: {message}")
+
+    def _report_failed(self) -> None:
+        failed, self.scheduler.failed = self.scheduler.failed, []
+        for request, reason in failed:
+            self._end(request, FinishReason.ERROR, reason)
+
+    def _end(self, request: Request, finish: FinishReason, error: str | None = None) -> None:
+        cached = request.num_cached_tokens
+        self._outputs.append(
+            Output(request.id, finish=finish, num_cached_tokens=cached, error=error)
+        )
+        self._forget(request, finish)
+
+    def _forget(self, request: Request, finish: FinishReason) -> None:
+        self.scheduler.finish(request, finish)
+        self.runner.release(request)
+        del self.requests[request.id]
+
+    def _stats(self, schedule: Schedule, sampled: Sampled, seconds: float) -> StepStats:
+        scheduler, pool = self.scheduler, self.scheduler.pool
+        num_decode = sum(item.start >= item.request.num_prompt_tokens for item in schedule.items)
+        prefix, scheduler.prefix = scheduler.prefix, PrefixStats()
+        return StepStats(
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+            num_pages=pool.num_pages,
+            num_pages_held=pool.num_held,
+            num_prefill_tokens=schedule.num_tokens - num_decode,
+            num_decode_tokens=num_decode,
+            num_preemptions=len(schedule.preempted),
+            num_prefix_queries=prefix.num_queries,
+            num_prefix_hits=prefix.num_hits,
+            step_seconds=seconds,
+            ffn_mode=sampled.ffn_mode,
+            active_fraction=sampled.active_fraction,
+        )
