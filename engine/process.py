@@ -1,0 +1,84 @@
+"""The engine's own process: reads the pipe, steps, sends one message a step.
+
+It outlives nothing: when the parent is gone, however it went, the pipe reads EOF and this ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Callable
+from importlib import import_module
+from multiprocessing.connection import Connection
+
+from .config import EngineConfig
+from .core import EngineCore, Runner
+from .messages import Abort, EngineInfo, StartFailed, Submit
+from .pages import PagePool
+from .scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
+Build = Callable[[EngineConfig], tuple[Runner[object], EngineInfo]]
+DEFAULT_RUNNER = "turbosparse.engine.runner:build_runner"
+
+
+def run_engine(connection: Connection, config: EngineConfig, build: str = DEFAULT_RUNNER) -> None:
+    """The child's main: start, say what started, then serve until the pipe closes.
+
+    `build` names the function that makes the runner, as `module:function`: it is imported here, so
+    that nobody but this process pays for torch.
+    """
+    # The parent decides when to stop; a Ctrl-C or a signal to the whole group must not race it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        core, info = _start(config, build)
+    except Exception as error:
+        logger.debug("the engine did not start", exc_info=True)
+        connection.send(StartFailed(_explain(error)))
+        return
+    try:
+        connection.send(info)
+        _serve(connection, core)
+    except (EOFError, ConnectionError):
+        return  # the parent is gone
+
+
+def _start(config: EngineConfig, build: str) -> tuple[EngineCore[object], EngineInfo]:
+    module, _, function = build.partition(":")
+    make: Build = getattr(import_module(module), function)
+    runner, info = make(config)
+    scheduler = Scheduler(
+        PagePool(info.num_pages, info.page_size, config.prefix_caching),
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_model_len=info.max_model_len,
+    )
+    overlap = info.device != "cpu" if config.overlap is None else config.overlap
+    core = EngineCore(runner, scheduler, info.eos_token_ids, overlap=overlap, seed=config.seed)
+    return core, info
+
+
+def _explain(error: Exception) -> str:
+    """A message for the operator: our own errors speak for themselves, others need their name."""
+    ours = type(error).__module__.startswith(__package__.partition(".")[0])
+    return str(error) if ours else f"{type(error).__name__}: {error}"
+
+
+def _serve(connection: Connection, core: EngineCore[object]) -> None:
+    while True:
+        _receive(connection, core)
+        if core.has_work:
+            connection.send(core.step())
+
+
+def _receive(connection: Connection, core: EngineCore[object]) -> None:
+    """Take all that has arrived; wait only when there is nothing to do."""
+    while connection.poll(0 if core.has_work else None):
+        message: Submit | Abort = connection.recv()
+        match message:
+            case Submit():
+                core.add(message)
+            case Abort():
+                core.abort(message.ids)
