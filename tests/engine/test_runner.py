@@ -1,0 +1,154 @@
+"""The whole engine on real (tiny, random) models: greedy text does not depend on circumstances."""
+
+import pathlib
+
+import published
+import pytest
+import torch
+from scripted import run, submit
+
+from turbosparse.engine.config import EngineConfig
+from turbosparse.engine.core import EngineCore
+from turbosparse.engine.pages import PagePool
+from turbosparse.engine.runner import build_runner
+from turbosparse.engine.scheduler import Scheduler
+from turbosparse.models.batch import FfnMode
+from turbosparse.models.config import ModelError
+
+PROMPT = torch.randint(0, 97, (23,), generator=torch.Generator().manual_seed(5)).tolist()
+NAMES = ["turbosparse-mistral", "bamboo", "turbosparse-mixtral"]
+BOTH = pytest.mark.parametrize("overlap", [False, True], ids=["settled-at-once", "overlapped"])
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def directory(request, tmp_path_factory) -> pathlib.Path:
+    return published.make(tmp_path_factory.mktemp("model"), request.param)
+
+
+def make(directory, *, num_pages=200, budget=64, overlap=False, **options) -> EngineCore:
+    config = EngineConfig(
+        model=str(directory),
+        device="cpu",
+        num_pages=num_pages,
+        page_size=4,
+        max_num_batched_tokens=budget,
+        num_threads=1,
+        **options,
+    )
+    runner, info = build_runner(config)
+    scheduler = Scheduler(
+        PagePool(num_pages, 4),
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=budget,
+        max_model_len=info.max_model_len,
+    )
+    return EngineCore(runner, scheduler, info.eos_token_ids, overlap=overlap)
+
+
+def greedy(id, prompt, max_tokens=24, **sampling):
+    return submit(id, prompt, max_tokens, temperature=0.0, ignore_eos=True, **sampling)
+
+
+def others(count, seed=9):
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, 40, (count,), generator=generator).tolist()
+    return [torch.randint(0, 97, (n,), generator=generator).tolist() for n in lengths]
+
+
+@pytest.fixture(scope="module")
+def alone(directory) -> list[int]:
+    core = make(directory)
+    core.add(greedy("a", PROMPT))
+    tokens = run(core).tokens["a"]
+    assert len(set(tokens)) > 5, "a text that repeats itself proves little"
+    return tokens
+
+
+@BOTH
+def test_the_same_among_32_others(directory, alone, overlap):
+    core = make(directory, num_pages=800, overlap=overlap)
+    for i, prompt in enumerate(others(32)):
+        if i == 16:
+            core.add(greedy("a", PROMPT))
+        core.add(greedy(f"x{i}", prompt, 5 + i))
+    assert run(core).tokens["a"] == alone
+
+
+@BOTH
+def test_the_same_after_preemption(directory, alone, overlap):
+    core = make(directory, num_pages=24, overlap=overlap)
+    for i, prompt in enumerate(others(3)):
+        core.add(greedy(f"x{i}", prompt[:12], 40))
+    core.add(greedy("a", PROMPT))
+    request = core.requests["a"]
+    got = run(core)
+    assert request.num_preemptions > 0
+    assert got.tokens["a"] == alone
+
+
+@BOTH
+def test_the_same_with_a_prefix_hit(directory, alone, overlap):
+    core = make(directory, overlap=overlap)
+    for name in ("first", "again"):
+        core.add(greedy(name, PROMPT))
+        got = run(core)
+        assert got.tokens[name] == alone
+    assert got.cached["again"] == 20
+
+
+@pytest.mark.parametrize("mode", FfnMode)
+@pytest.mark.parametrize("budget", [3, 64])
+def test_the_same_in_every_mode_and_chunking(directory, alone, mode, budget):
+    core = make(directory, budget=budget, ffn_mode=mode.value)
+    core.add(greedy("a", PROMPT))
+    assert run(core).tokens["a"] == alone
+
+
+@BOTH
+def test_a_seed_repeats_its_text_in_any_company(directory, overlap):
+    def text(company: int) -> list[int]:
+        core = make(directory, num_pages=800, overlap=overlap)
+        for i, prompt in enumerate(others(company)):
+            core.add(submit(f"x{i}", prompt, 9, seed=i))
+        core.add(submit("a", PROMPT, 24, seed=11, top_p=0.9, frequency_penalty=0.5, ignore_eos=True))
+        return run(core).tokens["a"]
+
+    assert text(0) == text(9)
+
+
+def test_choices_share_pages_and_differ_by_seed(directory):
+    core = make(directory)
+    for i in range(3):
+        core.add(submit(f"c{i}", PROMPT, 12, seed=i, ignore_eos=True))
+    got = run(core)
+    assert got.cached == {"c0": 0, "c1": 20, "c2": 20}
+    assert len({tuple(tokens) for tokens in got.tokens.values()}) == 3
+
+
+def test_logprobs_come_with_their_tokens(directory, alone):
+    core = make(directory)
+    core.add(greedy("a", PROMPT, 6, logprobs=2))
+    outputs = [output for _ in range(20) for output in core.step().outputs]
+    assert [output.token_id for output in outputs] == alone[:6]
+    for output in outputs:
+        assert output.logprobs.top[0] == (output.token_id, output.logprobs.sampled)
+        assert output.logprobs.top[1][1] <= output.logprobs.sampled <= 0
+
+
+def test_the_active_fraction_is_measured_now_and_then(directory):
+    core = make(directory)
+    core.add(greedy("a", PROMPT, 40))
+    fractions = [core.step().stats.active_fraction for _ in range(40)]
+    measured = [f for f in fractions if f is not None]
+    assert 1 <= len(measured) <= 4
+    assert all(0.01 < f < 0.7 for f in measured)
+
+
+def test_what_cannot_be_started_says_why(directory):
+    for options, message in (
+        ({"max_model_len": 9999}, "max_model_len=9999 is more than the model's 256 positions"),
+        ({"device": "quantum"}, "device='quantum' is not a device"),
+        ({"dtype": "int3"}, "dtype='int3' is not one of float32"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            build_runner(EngineConfig(model=str(directory), **{"device": "cpu"} | options))
