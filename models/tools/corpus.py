@@ -1,0 +1,182 @@
+"""Text to train on: read, tokenized, packed into rows that start where a document starts."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from ..config import ModelError
+from . import dialogues
+from .dialogues import Message
+
+SPECIAL = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
+UNK, BOS, EOS, IM_START, IM_END = range(5)
+PROMPT_WEIGHT = 0.1  # of the loss on what others say in a chat; the assistant's words count 1
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A plain text, or a chat whose turns alternate."""
+
+    text: str = ""
+    chat: tuple[tuple[str, str], ...] = ()
+
+
+def chat(messages: list[Message]) -> Document:
+    return Document(chat=tuple((m["role"], m["content"]) for m in messages))
+
+
+def _lines(data: Path, name: str) -> Iterator[str]:
+    path = data / name
+    if not path.is_file():
+        raise ModelError(f"{path} is missing: --data must name the folder with the training text")
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        try:
+            yield from file
+        except UnicodeDecodeError as error:
+            raise ModelError(f"{path} is not UTF-8: {error}") from error
+
+
+def read_dialogues(data: Path, split: str) -> list[Document]:
+    """The task dialogues of schema-guided-dialogue as chats."""
+    rows = (json.loads(line) for line in _lines(data, f"sgd_dialogues.{split}.jsonl.gz"))
+    return [chat(row["messages"]) for row in rows]
+
+
+def read_texts(data: Path) -> list[Document]:
+    """Word problems and commands as questions, prose as it is."""
+    documents = [
+        chat(
+            [
+                {"role": "user", "content": row["question"]},
+                {"role": "assistant", "content": row["answer"].split("\n####")[0]},
+            ]
+        )
+        for row in map(json.loads, _lines(data, "gsm8k.train.jsonl.gz"))
+    ]
+    for row in map(json.loads, _lines(data, "tldr_pages.jsonl.gz")):
+        name = row["page"].rpartition("/")[2]
+        question = {"role": "user", "content": f"How do I use the command {name}?"}
+        documents.append(chat([question, {"role": "assistant", "content": row["text"].strip()}]))
+    for row in map(json.loads, _lines(data, "rust_book.jsonl.gz")):
+        documents += _pieces(row["text"])
+    for name in ("wikitext2.valid.txt.gz", "shakespeare.txt.gz"):
+        documents += _pieces("".join(_lines(data, name)))
+    return documents
+
+
+def _pieces(text: str, size: int = 3000) -> list[Document]:
+    """A long text in documents of about `size` characters, cut at line ends."""
+    pieces: list[Document] = []
+    current: list[str] = []
+    length = 0
+    for line in text.splitlines(keepends=True):
+        current.append(line)
+        length += len(line)
+        if length >= size:
+            pieces.append(Document("".join(current)))
+            current, length = [], 0
+    return [*pieces, Document("".join(current))] if current else pieces
+
+
+def train_tokenizer(documents: list[Document], vocab_size: int) -> Tokenizer:
+    """Byte-level BPE, every digit a token of its own: sums are done digit by digit."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\d"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = (d.text or "\n".join(content for _, content in d.chat) for d in documents)
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+Encoded = tuple[NDArray[np.int16], NDArray[np.float16]]  # token ids, weight of each in the loss
+
+
+def encode(tokenizer: Tokenizer, documents: list[Document]) -> list[Encoded]:
+    """Token ids with loss weights; a chat as the template writes it, `</s>` after each document."""
+    parts: list[tuple[int, str, float]] = []
+    for i, document in enumerate(documents):
+        if document.text:
+            parts.append((i, f"<s>{document.text}</s>", 1.0))
+        for role, content in document.chat:
+            spoken = role == "assistant"
+            parts.append((i, f"<|im_start|>{role}\n", PROMPT_WEIGHT))
+            parts.append((i, f"{content}<|im_end|>", 1.0 if spoken else PROMPT_WEIGHT))
+            parts.append((i, "\n", PROMPT_WEIGHT))
+        if document.chat:
+            parts.append((i, "</s>", PROMPT_WEIGHT))
+    encodings = tokenizer.encode_batch_fast([text for _, text, _ in parts])
+    ids: list[list[int]] = [[] for _ in documents]
+    weights: list[list[float]] = [[] for _ in documents]
+    for (i, _, weight), encoding in zip(parts, encodings, strict=True):
+        ids[i] += encoding.ids
+        weights[i] += [weight] * len(encoding.ids)
+    return [
+        (np.array(i, np.int16), np.array(w, np.float16)) for i, w in zip(ids, weights, strict=True)
+    ]
+
+
+def pack(documents: list[Encoded], length: int, seed: int) -> Encoded:
+    """Shuffled rows of `length + 1` tokens, each beginning with a document: [rows, length + 1].
+
+    A document that does not fit is cut at the row's end; a row is never begun in its middle, so
+    that the model learns how a conversation opens.
+    """
+    order = list(range(len(documents)))
+    random.Random(seed).shuffle(order)
+    size = length + 1
+    ids = np.full((len(order) + 1, size), EOS, np.int16)
+    weights = np.zeros((len(order) + 1, size), np.float16)
+    row, column = 0, 0
+    for i in order:
+        tokens, weight = documents[i]
+        taken = min(len(tokens), size - column)
+        ids[row, column : column + taken] = tokens[:taken]
+        weights[row, column : column + taken] = weight[:taken]
+        column += taken
+        if column == size:
+            row, column = row + 1, 0
+    return ids[: row + 1], weights[: row + 1]
+
+
+def _generate(job: tuple[int, int, str]) -> list[Encoded]:
+    seed, count, tokenizer = job
+    made = [chat(messages) for messages in dialogues.generate(seed, count)]
+    return encode(Tokenizer.from_str(tokenizer), made)
+
+
+def generate_encoded(
+    tokenizer: Tokenizer, count: int, seed: int, processes: int
+) -> list[Encoded]:
+    """`count` of the project's own dialogues, made and encoded in several processes."""
+    share = -(-count // processes)
+    jobs = [(seed * 1000 + i, share, tokenizer.to_str()) for i in range(processes)]
+    if processes == 1:
+        return _generate(jobs[0])
+    with ProcessPoolExecutor(processes) as pool:
+        return [encoded for part in pool.map(_generate, jobs) for encoded in part]
