@@ -263,9 +263,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `turbosparse train`."""
     parser.add_argument("--data", type=Path, required=True, help="folder with the training text")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint directory to write")
-    parser.add_argument("--minutes", type=float, default=Recipe.minutes)
+    parser.add_argument("--minutes", type=float, default=Recipe().minutes)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--conversations", type=int, default=Recipe.conversations)
+    parser.add_argument("--conversations", type=int, default=Recipe().conversations)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--no-compile", action="store_true")
 
