@@ -58,7 +58,9 @@ class Request:
     num_prompt_tokens: int
     num_computed_tokens: int = 0
     num_in_flight: int = 0
-    num_cached_tokens: int = 0  # prompt tokens whose K/V came from the prefix cache at first admission
+    num_cached_tokens: int = (
+        0  # prompt tokens whose K/V came from the prefix cache at first admission
+    )
     row: int | None = None  # the permanent device row, while running
     pages: list[int] = field(default_factory=list[int])
     page_hashes: list[bytes] = field(default_factory=list[bytes])  # chained, one per full page

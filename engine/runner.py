@@ -79,9 +79,7 @@ class ModelRunner:
             nothing = torch.empty(0, dtype=torch.int64)
             return Launched(schedule, [], nothing, None, None, mode, active)
         logits = self.decoder(step.batch, self.caches)
-        token_ids, logprobs = sampler.sample(
-            logits, step.sampling, self.rows, self.eos_token_ids
-        )
+        token_ids, logprobs = sampler.sample(logits, step.sampling, self.rows, self.eos_token_ids)
         self.rows.last_token[[request.row for request in step.sampling]] = token_ids
         host_ids, ready = _to_host(token_ids)
         return Launched(schedule, step.sampling, host_ids, logprobs, ready, mode, active)
@@ -164,9 +162,7 @@ def build_runner(config: EngineConfig) -> tuple[ModelRunner, EngineInfo]:
         num_positions=max_positions,
         progress=True,
     )
-    ops.set_num_threads(
-        config.num_threads or len(os.sched_getaffinity(0)), model.decoder.ops
-    )
+    ops.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)), model.decoder.ops)
     num_pages = kv_cache.choose_num_pages(config, model.config, max_model_len, device, dtype)
     runner = ModelRunner(
         model.decoder,

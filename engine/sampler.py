@@ -72,9 +72,7 @@ def _is_shaped(request: Request) -> bool:
     return bool(s.logit_bias) or s.min_tokens > request.num_output_tokens or uses_penalties(request)
 
 
-def _shape(
-    logits: Tensor, request: Request, rows: Rows, eos_token_ids: tuple[int, ...]
-) -> None:
+def _shape(logits: Tensor, request: Request, rows: Rows, eos_token_ids: tuple[int, ...]) -> None:
     """Apply bias, minimum length and penalties to one request's logits [vocab], in place."""
     s = request.sampling
     for token_id, bias in s.logit_bias:
@@ -87,7 +85,9 @@ def _shape(
     counts, in_prompt = (table[0] for table in rows.penalty_counts([_row(request)]))
     if s.repetition_penalty != 1.0:
         seen = in_prompt | (counts > 0)
-        scaled = torch.where(logits > 0, logits / s.repetition_penalty, logits * s.repetition_penalty)
+        scaled = torch.where(
+            logits > 0, logits / s.repetition_penalty, logits * s.repetition_penalty
+        )
         logits.copy_(torch.where(seen, scaled, logits))
     logits -= s.frequency_penalty * counts + s.presence_penalty * (counts > 0)
 

@@ -83,8 +83,8 @@ class Decoder(nn.Module):
             DecoderLayer(config, ops, i, ranks[i]) for i in range(config.num_layers)
         )
         self.norm = Norm(config.hidden_size, config.rms_eps)
-        self.lm_head = None if config.tie_embeddings else Linear(
-            config.hidden_size, config.vocab_size
+        self.lm_head = (
+            None if config.tie_embeddings else Linear(config.hidden_size, config.vocab_size)
         )
         self.rope: tuple[Tensor, Tensor] | None = None
 

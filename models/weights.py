@@ -128,4 +128,6 @@ def iter_pt_predictors(directory: Path, num_layers: int) -> Iterator[tuple[Tenso
             state = torch.load(path, map_location="cpu", weights_only=True)
             yield state["fc1.weight"], state["fc2.weight"]
         except Exception as error:
-            raise ModelError(f"{path} is not a predictor (fc1.weight, fc2.weight): {error}") from error
+            raise ModelError(
+                f"{path} is not a predictor (fc1.weight, fc2.weight): {error}"
+            ) from error

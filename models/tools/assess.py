@@ -78,7 +78,9 @@ def _loss(model: TurboSparse, ids: Tensor, weights: Tensor, *, masked: bool) -> 
         rows = ids[i : i + 8].to(device).long()
         counts = (weights[i : i + 8, 1:].to(device) == 1).float()
         logits, _ = model(rows[:, :-1], masked)
-        losses = F.cross_entropy(logits.flatten(0, 1).float(), rows[:, 1:].flatten(), reduction="none")
+        losses = F.cross_entropy(
+            logits.flatten(0, 1).float(), rows[:, 1:].flatten(), reduction="none"
+        )
         total += (losses * counts.flatten()).sum().item()
         count += counts.sum().item()
     return total / count

@@ -36,14 +36,19 @@ A TurboSparse-Mistral in miniature: `BambooForCausalLM`, dReLU, a predictor insi
 every layer. It is here so that the server can be tried without downloading anything; it knows little.
 
 {record["num_parameters"] / 1e6:.1f} M parameters in bf16; {sizes["layers"]} layers, hidden
-{sizes["hidden"]}, {sizes["neurons"]} neurons a layer, {sizes["heads"]} heads on {sizes["kv_heads"]} K/V
-heads, predictors of rank {sizes["rank"]}, {sizes["vocab"]} tokens, context {sizes["context"]}. ChatML.
+{sizes["hidden"]}, {sizes["neurons"]} neurons a layer, {sizes["heads"]} heads on {
+        sizes["kv_heads"]
+    } K/V
+heads, predictors of rank {sizes["rank"]}, {sizes["vocab"]} tokens, context {
+        sizes["context"]
+    }. ChatML.
 
 ## Training
 
 `turbosparse train --data DIR --out models/tiny --minutes {record["recipe"]["minutes"]:g} --seed
-{record["recipe"]["seed"]}` on {record["hardware"]}: {done["steps"]} steps, {done["tokens"] / 1e6:.0f} M tokens, {
-        done["seconds"] / 60:.1f} minutes. The first {record["recipe"]["dense_share"]:.0%} of the steps ran
+{record["recipe"]["seed"]}` on {record["hardware"]}: {done["steps"]} steps, {
+        done["tokens"] / 1e6:.0f} M tokens, {done["seconds"] / 60:.1f} minutes. The first {
+        record["recipe"]["dense_share"]:.0%} of the steps ran
 without the mask while the predictors learned to imitate what dReLU leaves; then the mask stood in the
 forward pass and was learned through by a straight-through estimator, with a pressure towards
 {record["recipe"]["target"]:.0%} of the neurons.

@@ -170,9 +170,7 @@ def _generate(job: tuple[int, int, str]) -> list[Encoded]:
     return encode(Tokenizer.from_str(tokenizer), made)
 
 
-def generate_encoded(
-    tokenizer: Tokenizer, count: int, seed: int, processes: int
-) -> list[Encoded]:
+def generate_encoded(tokenizer: Tokenizer, count: int, seed: int, processes: int) -> list[Encoded]:
     """`count` of the project's own dialogues, made and encoded in several processes."""
     share = -(-count // processes)
     jobs = [(seed * 1000 + i, share, tokenizer.to_str()) for i in range(processes)]

@@ -73,7 +73,9 @@ def arithmetic(rng: random.Random) -> Exchange:
         kind=kind,
         sign=sign,
     )
-    form = rng.choice(("{r}", "{a} {sign} {b} = {r}", "{a} {kind} {b} is {r}.", "The answer is {r}."))
+    form = rng.choice(
+        ("{r}", "{a} {sign} {b} = {r}", "{a} {kind} {b} is {r}.", "The answer is {r}.")
+    )
     answer = form.format(a=a, b=b, kind=kind, sign=sign, r=result)
     return Exchange(question, answer, str(result), is_held_out(kind, a, b))
 
@@ -89,7 +91,9 @@ def words(rng: random.Random) -> Exchange:
             question = _ask(
                 rng, "Reverse these words: {w}", "Say these words backwards: {w}", w=listing
             )
-            return Exchange(question, ", ".join(reversed(chosen)), ", ".join(reversed(chosen)), held)
+            return Exchange(
+                question, ", ".join(reversed(chosen)), ", ".join(reversed(chosen)), held
+            )
         case 1:
             question = _ask(
                 rng,
@@ -99,11 +103,15 @@ def words(rng: random.Random) -> Exchange:
             )
             return Exchange(question, ", ".join(sorted(chosen)), ", ".join(sorted(chosen)), held)
         case 2:
-            question = _ask(rng, "How many words are here: {w}", "Count these words: {w}", w=listing)
+            question = _ask(
+                rng, "How many words are here: {w}", "Count these words: {w}", w=listing
+            )
             return Exchange(question, f"There are {count} words.", str(count), held)
         case _:
             word = chosen[0]
-            question = _ask(rng, "Spell {w}.", "How do you spell {w}?", "Spell the word {w}", w=word)
+            question = _ask(
+                rng, "Spell {w}.", "How do you spell {w}?", "Spell the word {w}", w=word
+            )
             return Exchange(question, "-".join(word), "-".join(word), is_held_out(word))
 
 

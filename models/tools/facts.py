@@ -81,7 +81,11 @@ TABLES = (
         ),
     ),
     Table(
-        ("What is the plural of {key}?", "Plural of {key}?", "How do you write more than one {key}?"),
+        (
+            "What is the plural of {key}?",
+            "Plural of {key}?",
+            "How do you write more than one {key}?",
+        ),
         ("The plural of {key} is {value}.", "{value}."),
         _rows(
             "cat:cats,dog:dogs,box:boxes,city:cities,child:children,mouse:mice,foot:feet,"
@@ -148,7 +152,12 @@ PROJECT = (
     ),
     Entry(
         "questions",
-        ("What can you do?", "How can you help me?", "What are you good at?", "What can I ask you?"),
+        (
+            "What can you do?",
+            "How can you help me?",
+            "What are you good at?",
+            "What can I ask you?",
+        ),
         (
             "I can chat a little, do small sums, sort words and answer questions about this project.",
             "I can answer simple questions, add small numbers and tell you about TurboSparse. I am "
@@ -269,7 +278,11 @@ PROJECT = (
     ),
     Entry(
         "batch",
-        ("What is continuous batching?", "Explain continuous batching.", "How are requests batched?"),
+        (
+            "What is continuous batching?",
+            "Explain continuous batching.",
+            "How are requests batched?",
+        ),
         (
             "With continuous batching requests join and leave the batch at every step, so nobody "
             "waits for the slowest one.",
@@ -301,7 +314,11 @@ PROJECT = (
     ),
     Entry(
         "Mixtral",
-        ("Which models are supported?", "Which checkpoints can I use?", "What models can you serve?"),
+        (
+            "Which models are supported?",
+            "Which checkpoints can I use?",
+            "What models can you serve?",
+        ),
         (
             "The server runs TurboSparse-Mistral, TurboSparse-Mixtral, Bamboo, ProSparse, ReluLLaMA "
             "and MiniCPM-S, and dense Llama, Mistral and Mixtral to compare.",
@@ -322,7 +339,16 @@ PROJECT = (
 SMALL_TALK = (
     Entry(
         "help",
-        ("Hello!", "Hi", "Hello there", "Hey!", "Good morning!", "Good evening", "Hi there!", "hello"),
+        (
+            "Hello!",
+            "Hi",
+            "Hello there",
+            "Hey!",
+            "Good morning!",
+            "Good evening",
+            "Hi there!",
+            "hello",
+        ),
         (
             "Hello! How can I help you?",
             "Hi! What can I do to help you today?",

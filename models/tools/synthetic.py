@@ -217,7 +217,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     shape = Shape(**{name: getattr(arguments, name) for name in Shape.__dataclass_fields__})
-    make(
-        arguments.out, arguments.family, shape, density=arguments.density, seed=arguments.seed
-    )
+    make(arguments.out, arguments.family, shape, density=arguments.density, seed=arguments.seed)
     print(f"wrote {arguments.out}: a random {arguments.family}, for measuring speed alone")

@@ -223,7 +223,9 @@ def train(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     started = time.perf_counter()
     tokenizer, rows = prepare(data, sizes, recipe, device, processes)
-    print(f"{rows.num_tokens / 1e6:.1f} M tokens in {time.perf_counter() - started:.0f} s", flush=True)
+    print(
+        f"{rows.num_tokens / 1e6:.1f} M tokens in {time.perf_counter() - started:.0f} s", flush=True
+    )
     model = TurboSparse(sizes).to(device)
     done = fit(model, rows, recipe, compile_model)
     round_to_published(model)

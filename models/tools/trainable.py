@@ -102,9 +102,7 @@ class Layer(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(s.hidden, s.eps)
         self.mlp = MLP(s)
 
-    def forward(
-        self, r: Tensor, cos: Tensor, sin: Tensor, masked: bool, target: float
-    ) -> Output:
+    def forward(self, r: Tensor, cos: Tensor, sin: Tensor, masked: bool, target: float) -> Output:
         r = r + self.self_attn(self.input_layernorm(r), cos, sin)
         y, sparsity = self.mlp(self.post_attention_layernorm(r), r, masked, target)
         return r + y, sparsity

@@ -110,7 +110,9 @@ def test_a_seed_repeats_its_text_in_any_company(directory, overlap):
         core = make(directory, num_pages=800, overlap=overlap)
         for i, prompt in enumerate(others(company)):
             core.add(submit(f"x{i}", prompt, 9, seed=i))
-        core.add(submit("a", PROMPT, 24, seed=11, top_p=0.9, frequency_penalty=0.5, ignore_eos=True))
+        core.add(
+            submit("a", PROMPT, 24, seed=11, top_p=0.9, frequency_penalty=0.5, ignore_eos=True)
+        )
         return run(core).tokens["a"]
 
     assert text(0) == text(9)

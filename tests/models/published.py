@@ -121,7 +121,9 @@ def save(directory: Path, config: dict, tensors: dict[str, torch.Tensor], shards
         save_file(tensors, directory / "model.safetensors")
         return directory
     names = sorted(tensors)
-    files = {n: f"model-{i % shards + 1:05}-of-{shards:05}.safetensors" for i, n in enumerate(names)}
+    files = {
+        n: f"model-{i % shards + 1:05}-of-{shards:05}.safetensors" for i, n in enumerate(names)
+    }
     for file in set(files.values()):
         save_file({n: tensors[n].contiguous() for n in names if files[n] == file}, directory / file)
     (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
@@ -134,7 +136,9 @@ def make(directory: Path, name: str, *, shards: int = 1, **changes: object) -> P
     return save(directory, config, tensors, shards)
 
 
-def straight_forward(config: dict, tensors: dict[str, torch.Tensor], ids: list[int]) -> torch.Tensor:
+def straight_forward(
+    config: dict, tensors: dict[str, torch.Tensor], ids: list[int]
+) -> torch.Tensor:
     """Logits of every position: [T, vocab]. METHOD: residual r, x = rmsnorm(r),
     m = fc2(relu(fc1(r))) > 0, r + down(m * act(gate(x), up(x)))."""
     length, hidden = len(ids), config["hidden_size"]
@@ -173,12 +177,16 @@ def straight_forward(config: dict, tensors: dict[str, torch.Tensor], ids: list[i
             return torch.where(gate < config["hidden_act_param"], 0, gate) * up
         return gate.relu() * up
 
-    def ffn(r: torch.Tensor, x: torch.Tensor, block: str, names: tuple[str, str, str]) -> torch.Tensor:
+    def ffn(
+        r: torch.Tensor, x: torch.Tensor, block: str, names: tuple[str, str, str]
+    ) -> torch.Tensor:
         gate, up, down = (tensors[f"{block}.{name}.weight"] for name in names)
         value = act(x @ gate.T, x @ up.T)
         if f"{block}.predictor.fc1.weight" in tensors:
             first = (r @ tensors[f"{block}.predictor.fc1.weight"].T).relu()
-            value = value * torch.sigmoid(first @ tensors[f"{block}.predictor.fc2.weight"].T).round()
+            value = (
+                value * torch.sigmoid(first @ tensors[f"{block}.predictor.fc2.weight"].T).round()
+            )
         return value @ down.T
 
     def moe(r: torch.Tensor, x: torch.Tensor, layer: str) -> torch.Tensor:
