@@ -1,0 +1,112 @@
+"""The ASGI application: routers, and one error shape for everything that can go wrong."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from .. import __version__
+from .errors import (
+    ApiError,
+    BadRequest,
+    MethodNotAllowed,
+    NotFound,
+    PayloadTooLarge,
+)
+from .generation import Service
+from .request_id import RequestIds
+from .routes import chat, completions, health, metrics, models
+
+logger = logging.getLogger(__name__)
+ROUTERS = (chat.router, completions.router, models.router, health.router, metrics.router)
+MAX_ERRORS = 3  # of a body, named in one answer
+STATUSES: dict[int, type[ApiError]] = {
+    404: NotFound,
+    405: MethodNotAllowed,
+    413: PayloadTooLarge,
+}
+# Words in a validation error's location that are types of a union, not fields.
+TYPE_NAMES = frozenset({"str", "int", "float", "bool", "list", "dict", "constrained-str", "body"})
+
+
+def create_app(service: Service, *, max_body_bytes: int) -> FastAPI:
+    """The whole HTTP side over one service."""
+    app = FastAPI(
+        title="turbosparse",
+        version=__version__,
+        description="OpenAI-compatible inference of activation-sparse language models.",
+        max_body_size=max_body_bytes,
+    )
+    app.state.service = service
+    for router in ROUTERS:
+        app.include_router(router)
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ClientDisconnect, _client_left)
+    app.add_exception_handler(Exception, _unforeseen)
+    app.add_middleware(RequestIds)
+    return app
+
+
+def _answer(error: ApiError) -> JSONResponse:
+    return JSONResponse(error.body(), error.status, error.headers)
+
+
+async def _api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return _answer(error)
+
+
+async def _validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    found: list[tuple[str, str]] = []
+    for problem in error.errors():
+        if problem["type"] == "json_invalid":
+            return _answer(BadRequest(f"the body is not JSON: {problem['ctx']['error']}"))
+        param = field_name(problem["loc"])
+        if param not in [p for p, _ in found]:  # a union fails once for each of its types
+            found.append((param, problem["msg"]))
+    lines = [f"{param}: {message}" if param else message for param, message in found[:MAX_ERRORS]]
+    return _answer(BadRequest("; ".join(lines), found[0][0] or None))
+
+
+def field_name(location: Sequence[str | int]) -> str:
+    """("body", "messages", 0, "role") -> "messages[0].role"."""
+    name = ""
+    for part in location:
+        if isinstance(part, int):
+            name += f"[{part}]"
+        elif part not in TYPE_NAMES and "[" not in part and part.isidentifier():
+            name += f".{part}" if name else part
+    return name
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """What FastAPI refuses by itself: routes, methods, bodies too large or unreadable."""
+    assert isinstance(error, HTTPException)
+    kind = STATUSES.get(error.status_code, BadRequest if error.status_code < 500 else ApiError)
+    message = error.detail
+    if kind is NotFound:
+        message = f"there is no {request.method} {request.url.path} here"
+    if kind is MethodNotAllowed:
+        message = f"{request.url.path} does not take {request.method}"
+    answer = _answer(kind(message))
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+async def _client_left(request: Request, error: Exception) -> Response:
+    return Response(status_code=400)  # nobody reads it
+
+
+async def _unforeseen(request: Request, error: Exception) -> Response:
+    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return _answer(ApiError("the server failed on this request; its log says why"))
