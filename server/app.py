@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from .. import __version__
+from .body_limit import BodyLimit
 from .errors import (
     ApiError,
     BadRequest,
@@ -42,7 +43,6 @@ def create_app(service: Service, *, max_body_bytes: int) -> FastAPI:
         title="turbosparse",
         version=__version__,
         description="OpenAI-compatible inference of activation-sparse language models.",
-        max_body_size=max_body_bytes,
     )
     app.state.service = service
     for router in ROUTERS:
@@ -52,6 +52,7 @@ def create_app(service: Service, *, max_body_bytes: int) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientDisconnect, _client_left)
     app.add_exception_handler(Exception, _unforeseen)
+    app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
     app.add_middleware(RequestIds)
     return app
 
@@ -67,15 +68,20 @@ async def _api_error(request: Request, error: Exception) -> Response:
 
 async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    found: list[tuple[str, str]] = []
-    for problem in error.errors():
-        if problem["type"] == "json_invalid":
-            return _answer(BadRequest(f"the body is not JSON: {problem['ctx']['error']}"))
-        param = field_name(problem["loc"])
-        if param not in [p for p, _ in found]:  # a union fails once for each of its types
-            found.append((param, problem["msg"]))
-    lines = [f"{param}: {message}" if param else message for param, message in found[:MAX_ERRORS]]
-    return _answer(BadRequest("; ".join(lines), found[0][0] or None))
+    problems = error.errors()
+    if problems[0]["type"] == "json_invalid":
+        return _answer(BadRequest(f"the body is not JSON: {problems[0]['ctx']['error']}"))
+    found: dict[str, str] = {}
+    for problem in problems:
+        found.setdefault(field_name(problem["loc"]), problem["msg"])
+    # A union fails once for each of its types: the one that got furthest is what was meant.
+    found = {name: m for name, m in found.items() if not any(_within(o, name) for o in found)}
+    lines = [f"{name}: {m}" if name else m for name, m in list(found.items())[:MAX_ERRORS]]
+    return _answer(BadRequest("; ".join(lines), next(iter(found)) or None))
+
+
+def _within(name: str, outer: str) -> bool:
+    return name != outer and name.startswith((f"{outer}[", f"{outer}."))
 
 
 def field_name(location: Sequence[str | int]) -> str:

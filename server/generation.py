@@ -8,6 +8,7 @@ import uuid
 from collections.abc import AsyncIterator, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from ..engine.client import EngineClient, OutputStream
 from ..engine.errors import EngineDeadError
@@ -221,11 +222,13 @@ class Service:
         given = request.prompts
         with ExitStack() as resources:
             resources.enter_context(self._admitted(len(given) * (request.n or 1)))
-            prompts = [p if isinstance(p, list) else await self._encode(p) for p in given]
-            for i, prompt in enumerate(prompts):
-                check_prompt(
-                    prompt, self.engine.info, f"prompt[{i}]" if len(given) > 1 else "prompt"
-                )
+            prompts: list[list[int]] = []
+            for i, prompt in enumerate(given):
+                name = f"prompt[{i}]" if len(given) > 1 else "prompt"
+                if isinstance(prompt, str):
+                    prompt = await self._encode(prompt, name, add_special_tokens=True)
+                check_prompt(prompt, self.engine.info, name)
+                prompts.append(prompt)
             return self._submit("cmpl", model, request, prompts, resources.pop_all())
 
     @contextmanager
@@ -254,13 +257,15 @@ class Service:
             raise BadRequest(
                 f"the chat template refuses these messages: {error}", "messages"
             ) from error
-        return await self._encode(text, add_special_tokens=False)
+        return await self._encode(text, "messages", add_special_tokens=False)
 
-    async def _encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        if len(text) < LONG_TEXT:
-            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        encode = self.tokenizer.encode
-        return await asyncio.to_thread(encode, text, add_special_tokens=add_special_tokens)
+    async def _encode(self, text: str, field: str, *, add_special_tokens: bool) -> list[int]:
+        encode = partial(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # JSON can say "\ud800"
+            raise BadRequest(f"{field} is not Unicode text: {error.reason}", field) from error
+        return encode() if len(text) < LONG_TEXT else await asyncio.to_thread(encode)
 
     def _submit(
         self,

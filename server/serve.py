@@ -54,7 +54,7 @@ def run(model: str | None, settings: Settings) -> int:
         model=locate(model),
         predictors=locate_predictors(settings.predictors),
     )
-    with asyncio.Runner(loop_factory=uvicorn.Config("", loop="auto").get_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(serve(prepared))
 
 
@@ -130,6 +130,11 @@ async def _stop_when_dead(engine: EngineClient, server: Server) -> None:
     logger.critical("%s: the server ends", reason)
     await asyncio.sleep(DEAD_SECONDS)  # /health says 503 and open streams get their error
     server.stop()
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where it is installed."""
+    return uvicorn.Config("", log_config=None).get_loop_factory()
 
 
 def _on_signal(act: Callable[[], object]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-for folder in ("engine", "models"):
+for folder in ("engine", "models", "server"):
     sys.path.insert(0, str(Path(__file__).parent / folder))
 
 

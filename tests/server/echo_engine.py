@@ -1,0 +1,104 @@
+"""An engine that says what it is told: the text after "say:" in the prompt, one byte a token.
+
+Words before "say:" change how: "slowly" takes 20 ms a step, "endless" repeats the text for ever,
+"fail" makes the step raise, "die" ends the process.
+"""
+
+import os
+import time
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+
+from turbosparse.engine.config import EngineConfig
+from turbosparse.engine.core import EngineCore  # noqa: F401  (what this runner is written for)
+from turbosparse.engine.messages import EngineInfo, TokenLogprobs
+from turbosparse.engine.request import Request
+from turbosparse.engine.scheduler import Sampled, Schedule
+
+SPECIAL = ["<|im_end|>", "<|im_start|>", "<s>"]
+CONTEXT = 600
+VOCAB = 300  # larger than the tokenizer's
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if message.role == 'bad' %}{{ raise_exception('bad role') }}"
+    "{% endif %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def make_tokenizer() -> Tokenizer:
+    """One token a byte: every character beyond ASCII comes in parts, every stop string too."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(t, special=True) for t in SPECIAL])
+    bos = tokenizer.token_to_id("<s>")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", bos)]
+    )
+    return tokenizer
+
+
+TOKENIZER = make_tokenizer()
+EOS = TOKENIZER.token_to_id("<|im_end|>")
+
+
+def ids(text: str) -> list[int]:
+    return TOKENIZER.encode(text, add_special_tokens=False).ids
+
+
+class EchoRunner:
+    def launch(self, schedule: Schedule) -> list[Request]:
+        prompts = [TOKENIZER.decode(item.request.token_ids) for item in schedule.items]
+        if any("slowly" in p for p in prompts):
+            time.sleep(0.02)
+        if any("fail" in p for p in prompts):
+            raise ValueError("it was told to fail")
+        if any("die" in p for p in prompts):
+            os._exit(3)
+        return [item.request for item in schedule.items if item.samples]
+
+    def settle(self, launched: list[Request]) -> Sampled:
+        return Sampled(
+            [(r, *self.sample(r)) for r in launched], ffn_mode="token", active_fraction=0.1
+        )
+
+    def sample(self, request: Request) -> tuple[int, TokenLogprobs | None]:
+        prompt = TOKENIZER.decode(
+            request.token_ids[: request.num_prompt_tokens], skip_special_tokens=False
+        )
+        before, _, text = prompt.rpartition("say:")
+        said = ids(text.partition("<|im_end|>")[0])
+        at = len(request.token_ids) - request.num_prompt_tokens
+        if "endless" in before:
+            at %= len(said)
+        token = said[at] if at < len(said) else EOS
+        wanted = request.sampling.logprobs
+        top = [(token, -0.5), (0, -1.5), (1, float("-inf"))][:wanted]
+        return token, None if wanted is None else TokenLogprobs(-0.5, top)
+
+    def release(self, request: Request) -> None:
+        pass
+
+    def is_fatal(self, error: Exception) -> bool:
+        return False
+
+
+def build(config: EngineConfig) -> tuple[EchoRunner, EngineInfo]:
+    info = EngineInfo(
+        model=config.model,
+        family="echo",
+        exact=True,
+        approximation=None,
+        device="cpu",
+        dtype="float32",
+        kernels={"ffn": "none"},
+        num_parameters=1,
+        vocab_size=VOCAB,
+        max_model_len=CONTEXT,
+        page_size=config.page_size,
+        num_pages=config.num_pages or 1000,
+        max_num_seqs=config.max_num_seqs,
+        eos_token_ids=[EOS],
+    )
+    return EchoRunner(), info
