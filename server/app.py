@@ -21,9 +21,9 @@ from .errors import (
     NotFound,
     PayloadTooLarge,
 )
-from .generation import Service
 from .request_id import RequestIds
 from .routes import chat, completions, health, metrics, models
+from .service import Service
 
 logger = logging.getLogger(__name__)
 ROUTERS = (chat.router, completions.router, models.router, health.router, metrics.router)

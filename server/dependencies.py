@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from .errors import UnsupportedMediaType
-from .generation import Service
+from .service import Service
 
 
 def service_of(request: Request) -> Service:

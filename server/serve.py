@@ -20,7 +20,7 @@ from ..engine.process import DEFAULT_RUNNER
 from .app import create_app
 from .chat_template import read_chat_template
 from .checkpoint import Located, locate, locate_predictors, read_defaults
-from .generation import Service
+from .service import Service
 from .settings import Settings, SettingsError
 from .tokenizer import read_tokenizer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from ..dependencies import ServiceDependency
-from ..generation import Service
+from ..service import Service
 
 router = APIRouter(prefix="/v1")
 

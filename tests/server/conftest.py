@@ -17,8 +17,8 @@ from turbosparse.engine.config import EngineConfig
 from turbosparse.server.app import create_app
 from turbosparse.server.chat_template import read_chat_template
 from turbosparse.server.checkpoint import read_defaults
-from turbosparse.server.generation import Service
 from turbosparse.server.serve import Server
+from turbosparse.server.service import Service
 from turbosparse.server.tokenizer import read_tokenizer
 
 
