@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from tqdm import tqdm
 
 from .config import ModelConfig, ModelError
 from .decoder import Decoder
-from .families.common import Json
+from .fields import Fields, is_list, is_object, read_object
 from .kernels import ops
 from .registry import Family, find_family
 from .sparsity.ffn import SparseFFN
@@ -44,9 +43,9 @@ class LoadedModel:
 
 def read_config(directory: Path) -> tuple[Family, ModelConfig]:
     """The family and configuration in a directory's config.json; raises ModelError."""
-    json = _read_json(directory / "config.json")
-    family = find_family(json)
-    return family, family.parse(json)
+    settings = read_object(directory / "config.json")
+    family = find_family(settings)
+    return family, family.parse(settings)
 
 
 def load(
@@ -158,9 +157,9 @@ def _attach_predictors(
     if not config.activation.is_sparse or config.num_experts:
         raise ModelError(f"separate predictors need a dense ReLU model, not {config.family}")
     settings = directory / "config.json"
-    threshold = 0.0
-    if settings.is_file():
-        threshold = float(str(_read_json(settings).get("sparse_threshold", 0.0)))
+    threshold = Fields(read_object(settings, optional=True), str(settings)).number(
+        "sparse_threshold", 0.0
+    )
     pairs = iter_pt_predictors(directory, config.num_layers)
     for i, (layer, (fc1, fc2)) in enumerate(zip(decoder.layers, pairs, strict=True)):
         expected = (config.hidden_size, config.num_neurons, fc1.shape[0])
@@ -180,41 +179,29 @@ def _attach_predictors(
 
 
 def eos_token_ids(directory: Path) -> tuple[int, ...]:
-    """Every end-of-sequence id that config, generation_config or tokenizer names.
+    """Every end-of-sequence id that config, generation_config or tokenizer names, ascending.
 
     Published TurboSparse-Mistral says 2 in config.json while its tokenizer ends turns with 32000.
     """
     ids: set[int] = set()
     for name in ("config.json", "generation_config.json"):
-        eos = _read_json(directory / name, optional=True).get("eos_token_id")
-        ids |= {eos} if isinstance(eos, int) else set(eos) if isinstance(eos, list) else set()
-    ids |= _tokenizer_eos(directory)
-    return tuple(sorted(ids))
+        eos = read_object(directory / name, optional=True).get("eos_token_id")
+        ids |= {i for i in (eos if is_list(eos) else [eos]) if isinstance(i, int)}
+    return tuple(sorted(ids | _tokenizer_eos(directory)))
 
 
 def _tokenizer_eos(directory: Path) -> set[int]:
-    """The id of tokenizer_config.json's eos_token."""
-    settings = _read_json(directory / "tokenizer_config.json", optional=True)
+    """The id of tokenizer_config.json's eos_token, from where new and old tokenizers list it."""
+    settings = read_object(directory / "tokenizer_config.json", optional=True)
     eos = settings.get("eos_token")
-    text = eos.get("content") if isinstance(eos, dict) else eos
-    decoder = settings.get("added_tokens_decoder")
-    tokenizer = _read_json(directory / "tokenizer.json", optional=True)
-    added = tokenizer.get("added_tokens")
-    entries = [(t["id"], t["content"]) for t in added] if isinstance(added, list) else []
-    if isinstance(decoder, dict):
-        entries += [(int(i), entry["content"]) for i, entry in decoder.items()]
-    return {i for i, content in entries if content == text}
-
-
-def _read_json(path: Path, *, optional: bool = False) -> Json:
-    if not path.is_file():
-        if optional:
-            return {}
-        raise ModelError(f"{path} is missing")
-    try:
-        value = json.loads(path.read_text())
-    except ValueError as error:
-        raise ModelError(f"{path} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} is not a JSON object")
-    return value
+    text = eos.get("content") if is_object(eos) else eos
+    tokenizer = read_object(directory / "tokenizer.json", optional=True)
+    added, decoder = tokenizer.get("added_tokens"), settings.get("added_tokens_decoder")
+    entries: list[tuple[object, object]] = []
+    if is_list(added):
+        entries += [(t.get("id"), t.get("content")) for t in added if is_object(t)]
+    if is_object(decoder):
+        entries += [
+            (int(i), t.get("content")) for i, t in decoder.items() if i.isdigit() and is_object(t)
+        ]
+    return {i for i, content in entries if isinstance(i, int) and content == text is not None}

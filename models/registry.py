@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .config import ModelConfig, ModelError
 from .families import bamboo, llama, minicpm, mistral, mixtral, sparsellama
-from .families.common import Json
+from .fields import Json
 from .weights import Source
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..config import Activation, ModelConfig
-from .common import Json, activation_of, llama_config, window
-from .common import mlp_sources as sources
+from ..fields import Json
+from .naming import mlp_sources as sources
+from .parsing import activation_of, llama_config, window
 
 __all__ = ["parse", "sources"]
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ..config import Activation, ModelConfig
-from .common import Json, activation_of, llama_config
-from .common import mlp_sources as sources
+from ..fields import Json
+from .naming import mlp_sources as sources
+from .parsing import activation_of, llama_config
 
 __all__ = ["parse", "parse_sparse_relu", "sources"]
 
@@ -15,5 +16,5 @@ def parse(json: Json) -> ModelConfig:
 
 
 def parse_sparse_relu(json: Json) -> ModelConfig:
-    """Its config says silu; its published code applies ReLU to the gate whatever the config says."""
+    """Its config says silu; its published code applies ReLU to the gate all the same."""
     return llama_config(json, "llama_sparse_relu", Activation.RELU)

@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..config import Activation, ModelConfig
-from .common import Fields, Json, activation_of, llama_config
-from .common import mlp_sources as sources
+from ..fields import Fields, Json
+from .naming import mlp_sources as sources
+from .parsing import activation_of, llama_config
 
 __all__ = ["parse", "sources"]
 
 
 def parse(json: Json) -> ModelConfig:
-    """Embeddings times scale_emb, each block's output times scale_depth / sqrt(layers), and the last
-    hidden state divided by hidden_size / dim_model_base."""
+    """Embeddings times scale_emb, each block's output times scale_depth / sqrt(layers), and the
+    last hidden state divided by hidden_size / dim_model_base."""
     known = {
         "silu": Activation.SILU,
         "relu": Activation.RELU,
@@ -24,7 +25,7 @@ def parse(json: Json) -> ModelConfig:
     config = llama_config(json, "minicpm", activation_of(json, known), threshold=threshold)
     return replace(
         config,
-        tie_embeddings=bool(json.get("tie_word_embeddings", True)),
+        tie_embeddings=fields.flag("tie_word_embeddings", True),
         embed_scale=fields.number("scale_emb", 1.0),
         residual_scale=fields.number("scale_depth", 1.0) / config.num_layers**0.5,
         logit_scale=fields.number("dim_model_base", 1.0) / config.hidden_size,

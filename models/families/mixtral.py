@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..config import Activation, ModelConfig
-from .common import Fields, Json, activation_of, llama_config, window
-from .common import moe_sources as sources
+from ..fields import Fields, Json
+from .naming import moe_sources as sources
+from .parsing import activation_of, llama_config, window
 
 __all__ = ["parse", "parse_turbosparse", "sources"]
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ..config import Activation, ModelConfig
-from .common import Fields, Json, activation_of, llama_config
-from .common import mlp_sources as sources
+from ..fields import Fields, Json
+from .naming import mlp_sources as sources
+from .parsing import activation_of, llama_config
 
 __all__ = ["parse", "sources"]
 

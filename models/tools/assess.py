@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import torch
@@ -34,7 +35,7 @@ class Scores:
     def mean_kept(self) -> float:
         return sum(self.kept) / len(self.kept)
 
-    def as_json(self) -> dict[str, object]:
+    def as_json(self) -> Mapping[str, object]:
         return asdict(self) | {"mean_kept": self.mean_kept}
 
 
@@ -44,9 +45,12 @@ def assess(
     tokenizer: Tokenizer,
     texts: list[corpus.Encoded],
     chats: list[corpus.Encoded],
-    per_task: int = 100,
+    per_task: int,
 ) -> Scores:
-    """Measure on held-out text; `model` should hold the weights as they are published."""
+    """Measure on held-out text; `model` should hold the weights as they are published.
+
+    `per_task` is the number of questions that each task of the exam asks.
+    """
     model.eval()
     ids, weights = (torch.from_numpy(a) for a in corpus.pack(chats, model.sizes.context, 0))
     kept, active, recall, union = _sparsity(model, ids)
@@ -64,9 +68,13 @@ def assess(
 
 
 def _rows(documents: list[corpus.Encoded], length: int) -> tuple[Tensor, Tensor]:
-    """Text cut into rows with nothing left out but the last piece."""
+    """Text cut into rows that each begin with `<s>`, as in training: [rows, length + 1].
+
+    Nothing is left out but the last piece.
+    """
     ids = torch.cat([torch.from_numpy(tokens) for tokens, _ in documents])
-    rows = ids[: len(ids) // (length + 1) * (length + 1)].view(-1, length + 1)
+    pieces = ids[: len(ids) // length * length].view(-1, length)
+    rows = F.pad(pieces, (1, 0), value=corpus.BOS)
     return rows, torch.ones_like(rows, dtype=torch.float16)
 
 
@@ -96,7 +104,7 @@ def _sparsity(
         x, residual = args[0], args[1]
         seen.append((mlp.predictor(residual) > 0, mlp.values(x) > 0))
 
-    hooks = [layer.mlp.register_forward_pre_hook(look) for layer in model.layers]
+    hooks = [layer.get_submodule("mlp").register_forward_pre_hook(look) for layer in model.layers]
     model(ids[:32].to(model.embed_tokens.weight.device).long()[:, :-1])
     for hook in hooks:
         hook.remove()
@@ -113,8 +121,8 @@ def _sparsity(
 def _accuracy(
     model: TurboSparse, tokenizer: Tokenizer, per_task: int, *, masked: bool
 ) -> dict[str, float]:
-    """Share of held-out questions whose greedy answer holds what is expected."""
-    cases = list(dialogues.held_out(0, per_task))
+    """Share of the exam's questions whose greedy answer holds what is expected."""
+    cases = list(dialogues.exam(0, per_task))
     answers = answer(model, tokenizer, [e.question for _, e in cases], masked=masked)
     right: dict[str, list[bool]] = {}
     for (task, exchange), got in zip(cases, answers, strict=True):

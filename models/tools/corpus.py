@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from ..config import ModelError
-from . import dialogues
-from .dialogues import Message
+from ..fields import Json, as_list, as_object
+from .dialogues import Message, generate
 
 SPECIAL = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
 UNK, BOS, EOS, IM_START, IM_END = range(5)
@@ -40,43 +40,75 @@ def chat(messages: list[Message]) -> Document:
     return Document(chat=tuple((m["role"], m["content"]) for m in messages))
 
 
-def _lines(data: Path, name: str) -> Iterator[str]:
+def read_text(data: Path, name: str) -> str:
+    """A gzipped UTF-8 file of the folder; raises ModelError with its path."""
     path = data / name
-    if not path.is_file():
-        raise ModelError(f"{path} is missing: --data must name the folder with the training text")
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        try:
-            yield from file
-        except UnicodeDecodeError as error:
-            raise ModelError(f"{path} is not UTF-8: {error}") from error
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            return file.read()
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"{path} is missing: --data must name the folder with the training text"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{path} is not UTF-8: {error}") from error
+    except (OSError, EOFError) as error:  # not gzip, cut short, not readable
+        raise ModelError(f"{path} cannot be read: {error}") from error
+
+
+def read_rows(data: Path, name: str, *fields: str) -> Iterator[tuple[str, ...]]:
+    """The named string fields of each JSON line."""
+    for where, row in _objects(data, name):
+        yield tuple(_text(row, field, where) for field in fields)
 
 
 def read_dialogues(data: Path, split: str) -> list[Document]:
     """The task dialogues of schema-guided-dialogue as chats."""
-    rows = (json.loads(line) for line in _lines(data, f"sgd_dialogues.{split}.jsonl.gz"))
-    return [chat(row["messages"]) for row in rows]
+    documents: list[Document] = []
+    for where, row in _objects(data, f"sgd_dialogues.{split}.jsonl.gz"):
+        turns = [as_object(turn, where) for turn in as_list(row.get("messages"), where)]
+        chat = tuple((_text(t, "role", where), _text(t, "content", where)) for t in turns)
+        documents.append(Document(chat=chat))
+    return documents
+
+
+def _objects(data: Path, name: str) -> Iterator[tuple[str, Json]]:
+    """Each JSON line's object, with its place for messages."""
+    for number, line in enumerate(read_text(data, name).split("\n"), 1):
+        where = f"{data / name}, line {number}"
+        if not line:
+            continue
+        try:
+            row: object = json.loads(line)
+        except ValueError as error:
+            raise ModelError(f"{where}: not JSON: {error}") from error
+        yield where, as_object(row, where)
+
+
+def _text(row: Json, field: str, where: str) -> str:
+    value = row.get(field)
+    if not isinstance(value, str):
+        raise ModelError(f"{where}: {field} must be a string, got {value!r}")
+    return value
 
 
 def read_texts(data: Path) -> list[Document]:
     """Word problems and commands as questions, prose as it is."""
-    documents = [
-        chat(
-            [
-                {"role": "user", "content": row["question"]},
-                {"role": "assistant", "content": row["answer"].split("\n####")[0]},
-            ]
-        )
-        for row in map(json.loads, _lines(data, "gsm8k.train.jsonl.gz"))
-    ]
-    for row in map(json.loads, _lines(data, "tldr_pages.jsonl.gz")):
-        name = row["page"].rpartition("/")[2]
-        question = {"role": "user", "content": f"How do I use the command {name}?"}
-        documents.append(chat([question, {"role": "assistant", "content": row["text"].strip()}]))
-    for row in map(json.loads, _lines(data, "rust_book.jsonl.gz")):
-        documents += _pieces(row["text"])
+    documents: list[Document] = []
+    for question, answer in read_rows(data, "gsm8k.train.jsonl.gz", "question", "answer"):
+        documents.append(_asked(question, answer.split("\n####")[0]))
+    for page, text in read_rows(data, "tldr_pages.jsonl.gz", "page", "text"):
+        command = page.rpartition("/")[2]
+        documents.append(_asked(f"How do I use the command {command}?", text.strip()))
+    for (text,) in read_rows(data, "rust_book.jsonl.gz", "text"):
+        documents += _pieces(text)
     for name in ("wikitext2.valid.txt.gz", "shakespeare.txt.gz"):
-        documents += _pieces("".join(_lines(data, name)))
+        documents += _pieces(read_text(data, name))
     return documents
+
+
+def _asked(question: str, answer: str) -> Document:
+    return Document(chat=(("user", question), ("assistant", answer)))
 
 
 def _pieces(text: str, size: int = 3000) -> list[Document]:
@@ -150,8 +182,9 @@ def pack(documents: list[Encoded], length: int, seed: int) -> Encoded:
     order = list(range(len(documents)))
     random.Random(seed).shuffle(order)
     size = length + 1
-    ids = np.full((len(order) + 1, size), EOS, np.int16)
-    weights = np.zeros((len(order) + 1, size), np.float16)
+    num_rows = sum(len(tokens) for tokens, _ in documents) // size + 1  # what is cut leaves fewer
+    ids = np.full((num_rows, size), EOS, np.int16)
+    weights = np.zeros((num_rows, size), np.float16)
     row, column = 0, 0
     for i in order:
         tokens, weight = documents[i]
@@ -161,12 +194,13 @@ def pack(documents: list[Encoded], length: int, seed: int) -> Encoded:
         column += taken
         if column == size:
             row, column = row + 1, 0
-    return ids[: row + 1], weights[: row + 1]
+    used = row + (column > 0)
+    return ids[:used], weights[:used]
 
 
 def _generate(job: tuple[int, int, str]) -> list[Encoded]:
     seed, count, tokenizer = job
-    made = [chat(messages) for messages in dialogues.generate(seed, count)]
+    made = [chat(messages) for messages in generate(seed, count)]
     return encode(Tokenizer.from_str(tokenizer), made)
 
 

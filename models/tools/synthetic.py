@@ -1,8 +1,8 @@
-"""Random checkpoints of any shape in the published layouts, with planted predictors: for speed alone.
+"""Random checkpoints of any shape in the published layouts, predictors planted: for speed alone.
 
 A planted predictor keeps a set share of the neurons, some hot and some cold, so that the union over
-a batch grows as measured on a trained model (6.8 % of the neurons for one sequence, 39 % for 8, 78 %
-for 32). Everything measured on such a model is to be labelled synthetic.
+a batch grows as measured on a trained model (6.8 % of the neurons for one sequence, 39 % for 8,
+78 % for 32). Everything measured on such a model is to be labelled synthetic.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def _tensors(shape: Shape, predictor: bool, generator: torch.Generator) -> dict[
 def plant_thresholds(
     residual: Tensor, fc1: Tensor, fc2: Tensor, density: float, generator: torch.Generator
 ) -> Tensor:
-    """fc2 such that each neuron fires on a share of the residuals drawn from Beta(2, 2/density - 2).
+    """fc2 such that each neuron fires on a share of the residuals: Beta(2, 2 / density - 2).
 
     There are no biases, and the hidden units are not negative, so subtracting c from a row of fc2
     turns `score > 0` into `score / sum(hidden) > c`: a threshold that does not depend on the scale.
@@ -188,7 +188,7 @@ def one_cache(decoder: Decoder, num_tokens: int) -> list[LayerCache]:
 
 
 def byte_tokenizer(vocab_size: int) -> Tokenizer:
-    """A byte-level BPE whose merges are the first pairs of bytes: any text encodes, any id decodes."""
+    """A byte-level BPE of the first pairs of bytes: any text encodes, any id decodes."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {symbol: i for i, symbol in enumerate(alphabet)}
     merges: list[tuple[str, str]] = []

@@ -1,15 +1,10 @@
-"""Trains the bundled model: a TurboSparse-Mistral in miniature, from nothing, on one machine.
-
-First without the mask, the predictors learning to imitate what dReLU leaves; then with the mask in
-the forward pass, learned through by the straight-through estimator.
-"""
+"""Trains the bundled model, a TurboSparse-Mistral in miniature: text in, checkpoint out."""
 # pyright: basic
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import shutil
 import time
@@ -17,14 +12,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from torch import Tensor
 
-from . import corpus
+from ..config import ModelError
+from . import corpus, dialogues
 from .assess import Scores, answer, assess
 from .card import model_card
+from .fit import Data, Recipe, fit
 from .trainable import Sizes, TurboSparse
 
 SAMPLES = (
@@ -33,167 +28,13 @@ SAMPLES = (
     "What is activation sparsity?",
     "How do I start the server?",
     "What is 12 plus 7?",
+    "Tom has 23 apples and buys 19 more. How many apples does Tom have?",
     "What is the capital of France?",
+    "Tell me about Napoleon.",
     "Write a story about a fox.",
     "Reverse these words: apple, river, cloud",
+    "I would like to find a restaurant in San Jose.",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How long, how fast, how sparse."""
-
-    minutes: float = 6.0
-    batch: int = 128  # rows of `context` tokens
-    learning_rate: float = 3e-3
-    final_share: float = 0.05  # of the learning rate, at the end of the cosine
-    warmup: int = 100
-    weight_decay: float = 0.05
-    dense_share: float = 0.4  # of the steps run without the mask
-    target: float = 0.11  # neurons that a layer may keep
-    imitation: float = 1.0
-    pressure: float = 100.0
-    conversations: int = 600_000
-    seed: int = 0
-    max_steps: int = 1_000_000
-
-
-class Data:
-    """Rows on the device; three sources, each step's batch drawn in fixed shares."""
-
-    def __init__(self, sources: list[tuple[corpus.Encoded, float]], device: torch.device) -> None:
-        self.rows = [
-            (torch.from_numpy(ids).to(device), torch.from_numpy(weights).to(device))
-            for (ids, weights), _ in sources
-        ]
-        self.shares = [share for _, share in sources]
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(ids.numel() for ids, _ in self.rows)
-
-    def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        counts = [round(size * share) for share in self.shares[:-1]]
-        counts.append(size - sum(counts))
-        parts = []
-        for (ids, weights), count in zip(self.rows, counts, strict=True):
-            chosen = torch.randint(len(ids), (count,), generator=generator).to(ids.device)
-            parts.append((ids[chosen].long(), weights[chosen].float()))
-        ids, weights = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        return ids, weights
-
-
-def prepare(
-    data: Path, sizes: Sizes, recipe: Recipe, device: torch.device, processes: int
-) -> tuple[Tokenizer, Data]:
-    """Read and generate everything that is trained on."""
-    chats, texts = corpus.read_dialogues(data, "train"), corpus.read_texts(data)
-    own = [corpus.chat(m) for m in corpus.dialogues.generate(recipe.seed, 5000)]
-    tokenizer = corpus.train_tokenizer(own + texts + chats, sizes.vocab)
-    generated = corpus.generate_encoded(tokenizer, recipe.conversations, recipe.seed, processes)
-    sources = [
-        (corpus.encode(tokenizer, chats), 0.22),
-        (corpus.encode(tokenizer, texts), 0.18),
-        (generated, 0.60),
-    ]
-    packed = [(corpus.pack(encoded, sizes.context, 0), share) for encoded, share in sources]
-    return tokenizer, Data(packed, device)
-
-
-def learning_rate(recipe: Recipe, step: int, num_steps: int) -> float:
-    if step < recipe.warmup:
-        return recipe.learning_rate * (step + 1) / recipe.warmup
-    progress = min(1.0, (step - recipe.warmup) / max(1, num_steps - recipe.warmup))
-    cosine = 0.5 * (1 + math.cos(math.pi * progress))
-    return recipe.learning_rate * (recipe.final_share + (1 - recipe.final_share) * cosine)
-
-
-def optimizer_for(model: TurboSparse, recipe: Recipe) -> torch.optim.Optimizer:
-    matrices = [p for p in model.parameters() if p.dim() == 2]
-    vectors = [p for p in model.parameters() if p.dim() != 2]
-    groups = [
-        {"params": matrices, "weight_decay": recipe.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    fused = matrices[0].device.type == "cuda"
-    return torch.optim.AdamW(groups, recipe.learning_rate, betas=(0.9, 0.95), fused=fused)
-
-
-def fit(model: TurboSparse, data: Data, recipe: Recipe, compile_model: bool) -> dict[str, float]:
-    """Train in place until the time is up; returns what was done."""
-    device = model.embed_tokens.weight.device
-    generator = torch.Generator().manual_seed(recipe.seed)
-    optimizer = optimizer_for(model, recipe)
-    run = torch.compile(model) if compile_model else model
-    model.train()
-
-    def step(masked: bool) -> tuple[Tensor, Tensor]:
-        ids, weights = data.batch(recipe.batch, generator)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            logits, sparsity = run(ids[:, :-1], masked, recipe.target)
-            losses = F.cross_entropy(
-                logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none"
-            )
-        weights = weights[:, 1:].flatten()
-        loss = (losses * weights).sum() / weights.sum()
-        imitation, excess, kept = sparsity.unbind(1)
-        # Once the mask is in the forward pass it is learned through, and imitation only steadies it.
-        imitated = recipe.imitation * (0.1 if masked else 1.0) * imitation.mean()
-        total = loss + imitated + (recipe.pressure * excess.sum() if masked else 0.0)
-        total.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.detach(), kept.detach().mean()
-
-    for masked in (False, True):  # compile both, then measure
-        for group in optimizer.param_groups:
-            group["lr"] = 1e-6
-        for _ in range(2):
-            step(masked)[0].item()
-    started = time.perf_counter()
-    for _ in range(5):
-        step(True)
-    step(True)[0].item()
-    seconds = (time.perf_counter() - started) / 6
-    num_steps = min(recipe.max_steps, max(20, int(recipe.minutes * 60 / seconds)))
-    tokens = recipe.batch * model.sizes.context
-    print(f"{seconds * 1e3:.0f} ms and {tokens} tokens a step: {num_steps} steps", flush=True)
-    started = last = time.perf_counter()
-    for i in range(num_steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(recipe, i, num_steps)
-        loss, kept = step(masked=i >= recipe.dense_share * num_steps)
-        if i % 100 == 0 or i == num_steps - 1:
-            now = time.perf_counter()
-            print(
-                f"step {i:6}/{num_steps}  loss {loss.item():.4f}  kept {kept.item():6.1%}  "
-                f"lr {optimizer.param_groups[0]['lr']:.1e}  {now - last:.1f} s",
-                flush=True,
-            )
-            last = now
-    return {
-        "steps": num_steps,
-        "tokens": num_steps * tokens,
-        "seconds": time.perf_counter() - started,
-        "final_loss": loss.item(),
-    }
-
-
-def save(out: Path, model: TurboSparse, tokenizer: Tokenizer, files: dict[str, object]) -> None:
-    """Write the published layout beside `out`, then put it in its place in one move."""
-    beside = out.with_name(out.name + ".part")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    save_file(model.published(), beside / "model.safetensors", metadata={"format": "pt"})
-    tokenizer.save(str(beside / "tokenizer.json"), pretty=False)
-    for name, content in files.items():
-        text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
-        (beside / name).write_text(text)
-    shutil.rmtree(out, ignore_errors=True)
-    os.replace(beside, out)
-
-
 TOKENIZER_CONFIG = {
     "bos_token": "<s>",
     "eos_token": "<|im_end|>",
@@ -208,6 +49,39 @@ GENERATION_CONFIG = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Everything that is read from the data folder."""
+
+    chats: list[corpus.Document]
+    texts: list[corpus.Document]
+    held_out_chats: list[corpus.Document]
+    held_out_text: corpus.Document
+
+    @classmethod
+    def read(cls, data: Path) -> Texts:
+        """Raises ModelError with the name of a file that is missing or not what it should be."""
+        return cls(
+            corpus.read_dialogues(data, "train"),
+            corpus.read_texts(data),
+            corpus.read_dialogues(data, "dev"),
+            corpus.Document(corpus.read_text(data, "wikitext2.test.txt.gz")),
+        )
+
+
+def rows_of(
+    read: Texts, tokenizer: Tokenizer, sizes: Sizes, recipe: Recipe, processes: int
+) -> list[tuple[corpus.Encoded, float]]:
+    """Each source's packed rows with its share of a batch; the generated dialogues come last."""
+    generated = corpus.generate_encoded(tokenizer, recipe.conversations, recipe.seed, processes)
+    sources = [
+        (corpus.encode(tokenizer, read.chats), recipe.chat_share),
+        (corpus.encode(tokenizer, read.texts), recipe.text_share),
+        (generated, 1 - recipe.chat_share - recipe.text_share),
+    ]
+    return [(corpus.pack(encoded, sizes.context, 0), share) for encoded, share in sources]
+
+
 def round_to_published(model: TurboSparse) -> None:
     """What is measured is what is shipped: the weights as bf16 holds them."""
     for parameter in model.parameters():
@@ -215,77 +89,114 @@ def round_to_published(model: TurboSparse) -> None:
 
 
 def train(
-    data: Path, out: Path, sizes: Sizes, recipe: Recipe, *, compile_model: bool, processes: int
+    data: Path, out: Path, sizes: Sizes, recipe: Recipe, *, compiled: bool, processes: int
 ) -> Scores:
-    """Everything from text to a checkpoint directory with its model card."""
+    """Everything from text to a checkpoint directory with its model card.
+
+    Raises ModelError, before anything is trained, when the data or `out` cannot be used.
+    """
+    check_destination(out)
     torch.manual_seed(recipe.seed)
     torch.set_float32_matmul_precision("high")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     started = time.perf_counter()
-    tokenizer, rows = prepare(data, sizes, recipe, device, processes)
-    print(
-        f"{rows.num_tokens / 1e6:.1f} M tokens in {time.perf_counter() - started:.0f} s", flush=True
-    )
+    read = Texts.read(data)
+    own = [corpus.chat(m) for m in dialogues.generate(recipe.seed, 5000)]
+    tokenizer = corpus.train_tokenizer(own + read.texts + read.chats, sizes.vocab)
+    rows = Data(rows_of(read, tokenizer, sizes, recipe, processes), device)
+    taken = time.perf_counter() - started
+    print(f"{rows.num_tokens / 1e6:.1f} M tokens in {taken:.0f} s", flush=True)
     model = TurboSparse(sizes).to(device)
-    done = fit(model, rows, recipe, compile_model)
+    done = fit(model, rows, recipe, compiled=compiled)
     round_to_published(model)
     torch.set_float32_matmul_precision("highest")
-    tests = [corpus.Document(t) for t in ["".join(corpus._lines(data, "wikitext2.test.txt.gz"))]]
-    held_out = corpus.encode(tokenizer, corpus.read_dialogues(data, "dev"))
-    scores = assess(model, tokenizer, corpus.encode(tokenizer, tests), held_out)
-    samples = list(zip(SAMPLES, answer(model, tokenizer, list(SAMPLES)), strict=True))
-    for question, said in samples:
-        print(f"> {question}\n{said}")
-    hardware = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    scores = assess(
+        model,
+        tokenizer,
+        corpus.encode(tokenizer, [read.held_out_text]),
+        corpus.encode(tokenizer, read.held_out_chats),
+        recipe.questions_per_task,
+    )
+    said = answer(model, tokenizer, list(SAMPLES), max_tokens=96)
+    samples: list[tuple[str, str]] = list(zip(SAMPLES, said, strict=True))
     record = {
         "sizes": asdict(sizes),
         "recipe": asdict(recipe),
         "training": done,
-        "hardware": hardware,
+        "hardware": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
         "num_parameters": sum(p.numel() for p in model.parameters()),
         "scores": scores.as_json(),
     }
-    print(json.dumps(record["scores"], indent=2), flush=True)
-    save(
-        out,
-        model,
-        tokenizer,
-        {
-            "config.json": model.config(),
-            "generation_config.json": GENERATION_CONFIG,
-            "tokenizer_config.json": TOKENIZER_CONFIG,
-            "training.json": record,
-            "README.md": model_card(record, samples),
-        },
-    )
+    files = {
+        "config.json": model.config(),
+        "generation_config.json": GENERATION_CONFIG,
+        "tokenizer_config.json": TOKENIZER_CONFIG,
+        "training.json": record,
+        "README.md": model_card(record, samples),
+    }
+    save(out, model, tokenizer, files)
     return scores
+
+
+def check_destination(out: Path) -> None:
+    """Raise ModelError unless `out` is new or a folder, and can be written beside."""
+    if out.exists() and not out.is_dir():
+        raise ModelError(f"--out: {out} is not a folder")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ModelError(f"--out: {out.parent} cannot be made: {error}") from error
+
+
+def save(out: Path, model: TurboSparse, tokenizer: Tokenizer, files: dict[str, object]) -> None:
+    """Write the published layout into a folder beside `out`, then move it in whole files.
+
+    Other files of `out` are left alone. After a failure `out` is as it was.
+    """
+    beside = out.with_name(out.name + ".part")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        beside.mkdir()
+        save_file(model.published(), beside / "model.safetensors", metadata={"format": "pt"})
+        tokenizer.save(str(beside / "tokenizer.json"), pretty=False)
+        for name, content in files.items():
+            text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
+            (beside / name).write_text(text, encoding="utf-8")
+        out.mkdir(exist_ok=True)
+        for file in beside.iterdir():
+            os.replace(file, out / file.name)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `turbosparse train`."""
     parser.add_argument("--data", type=Path, required=True, help="folder with the training text")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint directory to write")
-    parser.add_argument("--minutes", type=float, default=Recipe().minutes)
+    parser.add_argument("--minutes", type=float, default=Recipe().minutes, help="of optimisation")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--conversations", type=int, default=Recipe().conversations)
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument(
+        "--conversations", type=int, default=Recipe().conversations, help="generated dialogues"
+    )
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="to prepare")
+    parser.add_argument("--no-compile", action="store_true", help="for GPUs without Triton")
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Train with the parsed flags and print what came out."""
     recipe = Recipe(
-        minutes=arguments.minutes,
-        seed=arguments.seed,
-        conversations=arguments.conversations,
+        minutes=arguments.minutes, seed=arguments.seed, conversations=arguments.conversations
     )
-    train(
+    scores = train(
         arguments.data,
         arguments.out,
         Sizes(),
         recipe,
-        compile_model=not arguments.no_compile and torch.cuda.is_available(),
+        compiled=not arguments.no_compile and torch.cuda.is_available(),
         processes=arguments.processes,
     )
+    print((arguments.out / "README.md").read_text(encoding="utf-8"))
+    print(f"wrote {arguments.out}: {scores.mean_kept:.1%} of the neurons kept")
 
 
 if __name__ == "__main__":

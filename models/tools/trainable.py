@@ -1,4 +1,4 @@
-"""TurboSparse-Mistral as a trainable module: the architecture stated plainly, named as published."""
+"""TurboSparse-Mistral as a trainable module: stated plainly, named as published."""
 # pyright: basic
 
 from __future__ import annotations
@@ -110,6 +110,9 @@ class Layer(nn.Module):
 
 class TurboSparse(nn.Module):
     """[batch, length] token ids -> [batch, length, vocab] logits; embeddings are tied."""
+
+    cos: Tensor  # [context, D / 2]
+    sin: Tensor
 
     def __init__(self, s: Sizes) -> None:
         super().__init__()
