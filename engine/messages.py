@@ -91,7 +91,7 @@ class EngineInfo:
     num_pages: int
     max_num_seqs: int
     eos_token_ids: list[int]
-    ffn_modes: dict[int, str] = field(default_factory=dict[int, str])  # tokens in a step -> mode
+    ffn_modes: dict[int, str] = field(default_factory=dict[int, str])  # largest step -> mode
 
 
 @dataclass(frozen=True, slots=True)

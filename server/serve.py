@@ -165,7 +165,8 @@ def banner(name: str, info: EngineInfo, url: str) -> str:
     """What started, once, for the operator."""
     function = "exact" if info.exact else f"APPROXIMATE: {info.approximation}"
     kernels = ", ".join(f"{op} {kernel}" for op, kernel in sorted(info.kernels.items()))
-    modes = ", ".join(f"{mode} from {tokens}" for tokens, mode in sorted(info.ffn_modes.items()))
+    *smaller, (_, largest) = sorted(info.ffn_modes.items())
+    modes = [f"{mode} up to {num_tokens} tokens in a step" for num_tokens, mode in smaller]
     num_tokens = info.num_pages * info.page_size
     concurrency = num_tokens / info.max_model_len
     lines = {
@@ -174,11 +175,11 @@ def banner(name: str, info: EngineInfo, url: str) -> str:
         "function": function,
         "device": f"{info.device}, {info.dtype}",
         "kernels": kernels,
-        "ffn modes": f"{modes} tokens in a step" if modes else "",
+        "ffn modes": ", ".join([*modes, f"{largest} beyond" if modes else largest]),
         "pages": (
             f"{info.num_pages:,} of {info.page_size} = {num_tokens:,} tokens, "
             f"{concurrency:.1f} requests of {info.max_model_len:,}"
         ),
         "url": url,
     }
-    return "\n".join(f"{label:>10}  {text}" for label, text in lines.items() if text)
+    return "\n".join(f"{label:>10}  {text}" for label, text in lines.items())

@@ -100,5 +100,6 @@ def build(config: EngineConfig) -> tuple[EchoRunner, EngineInfo]:
         num_pages=config.num_pages or 1000,
         max_num_seqs=config.max_num_seqs,
         eos_token_ids=[EOS],
+        ffn_modes={8: "token", 64: "dense"},
     )
     return EchoRunner(), info
