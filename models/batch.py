@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 from torch import Tensor
 
 
-class FfnMode(str, Enum):
+class FfnMode(StrEnum):
     """How the FFN reaches its neurons. The mode changes speed, never meaning."""
 
     TOKEN = "token"  # each token visits its own neurons

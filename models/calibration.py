@@ -3,39 +3,62 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from .attention import LayerCache
 from .batch import FfnMode, ForwardBatch
 from .decoder import Decoder
+from .sequence import sequence_batch, sequence_cache
 from .sparsity.policy import FfnPolicy
 
 REPEATS = 3
+SAMPLE = 64  # random tokens that are run through the model; larger steps repeat them
 
 
-def calibrate(decoder: Decoder, max_tokens: int, page_size: int = 16) -> FfnPolicy:
+def calibrate(decoder: Decoder, max_tokens: int) -> FfnPolicy:
     """The fastest mode for 1, 4, 16 ... `max_tokens` tokens: about a second for a small model.
 
-    Times an early layer on what random tokens leave in its residual stream: the density is the
-    model's own there, but not the mean over its layers.
+    Times the layer whose active fraction on random tokens is nearest to the mean of all layers.
     """
     if not decoder.config.activation.is_sparse:
         return FfnPolicy.always(FfnMode.DENSE)
-    index = min(1, len(decoder.layers) - 1)
-    batch, residual, x = _ffn_input(decoder, index, max_tokens, page_size)
-    ffn = decoder.layers[index].get_submodule("ffn")
+    ffn, x, residual = typical_layer(decoder)
     sizes = [4**i for i in range(20) if 4**i < max_tokens] + [max_tokens]
-    return FfnPolicy.fastest(
-        {
-            size: {
-                mode: _seconds(ffn, x[:size], residual[:size], _with_mode(batch, mode, size))
-                for mode in FfnMode
-            }
-            for size in sizes
+    seconds: dict[int, dict[FfnMode, float]] = {}
+    for size in sizes:
+        tokens = torch.arange(size, device=x.device) % len(x)
+        step = sequence_batch(tokens)
+        seconds[size] = {
+            mode: _seconds(ffn, x[tokens], residual[tokens], replace(step, ffn_mode=mode))
+            for mode in FfnMode
         }
-    )
+    return FfnPolicy.fastest(seconds)
+
+
+def typical_layer(decoder: Decoder) -> tuple[nn.Module, Tensor, Tensor]:
+    """The FFN of mean density, and what random tokens bring it: (ffn, x, residual), [T, hidden]."""
+    config, device = decoder.config, decoder.embedding.device
+    inputs: list[tuple[Tensor, Tensor]] = []
+
+    def look(_: nn.Module, args: tuple[Tensor, Tensor]) -> None:
+        inputs.append((args[0], args[1]))
+
+    ffns = [layer.get_submodule("ffn") for layer in decoder.layers]
+    hooks = [ffn.register_forward_pre_hook(look) for ffn in ffns]
+    num_tokens = min(SAMPLE, config.max_positions)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, config.vocab_size, (num_tokens,), generator=generator).to(device)
+    active = torch.zeros(config.num_layers, device=device)
+    try:
+        decoder.hidden(sequence_batch(ids, active=active), sequence_cache(decoder, num_tokens))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    index = int((active - active.mean()).abs().argmin())
+    x, residual = inputs[index]
+    return ffns[index], x, residual
 
 
 def _seconds(ffn: nn.Module, x: Tensor, residual: Tensor, batch: ForwardBatch) -> float:
@@ -53,52 +76,3 @@ def _seconds(ffn: nn.Module, x: Tensor, residual: Tensor, batch: ForwardBatch) -
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _with_mode(batch: ForwardBatch, mode: FfnMode, size: int) -> ForwardBatch:
-    return ForwardBatch(
-        token_ids=batch.token_ids[:size],
-        positions=batch.positions[:size],
-        slots=batch.slots[:size],
-        request_ids=batch.request_ids[:size],
-        page_tables=batch.page_tables,
-        query_lens=(size,),
-        context_lens=(size,),
-        sample_at=batch.sample_at,
-        ffn_mode=mode,
-    )
-
-
-def _ffn_input(
-    decoder: Decoder, index: int, num_tokens: int, page_size: int
-) -> tuple[ForwardBatch, Tensor, Tensor]:
-    """Run random tokens up to layer `index` and return what its FFN is given."""
-    config, device, dtype = decoder.config, decoder.embedding.device, decoder.embedding.dtype
-    # One request may be longer than the model's context: the positions then start over.
-    positions = torch.arange(num_tokens, device=device) % config.max_positions
-    num_pages = -(-num_tokens // page_size)
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, config.vocab_size, (num_tokens,), generator=generator)
-    batch = ForwardBatch(
-        token_ids=ids.to(device),
-        positions=positions,
-        slots=torch.arange(num_tokens, device=device),
-        request_ids=torch.zeros_like(positions),
-        page_tables=torch.arange(num_pages, dtype=torch.int32, device=device)[None],
-        query_lens=(num_tokens,),
-        context_lens=(num_tokens,),
-        sample_at=torch.zeros(1, dtype=torch.int64, device=device),
-        ffn_mode=FfnMode.DENSE,
-    )
-    shape = (num_pages, config.num_kv_heads, page_size, config.head_dim)
-    cache = LayerCache(*(torch.zeros(shape, device=device, dtype=dtype) for _ in range(2)))
-    captured: list[tuple[Tensor, Tensor]] = []
-
-    def capture(_: nn.Module, args: tuple[Tensor, Tensor]) -> None:
-        captured.append((args[0], args[1]))
-
-    hook = decoder.layers[index].get_submodule("ffn").register_forward_pre_hook(capture)
-    decoder.hidden(batch, [cache] * (index + 1), num_layers=index + 1)
-    hook.remove()
-    x, residual = captured[0]
-    return batch, residual, x

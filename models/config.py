@@ -39,8 +39,9 @@ class Rope:
 class ModelConfig:
     """A decoder of the Llama family, with what the sparse ones add to it.
 
-    `residual_scale`, `embed_scale` and `logit_scale` are 1 except for MiniCPM. `predictor` says that
-    the checkpoint's own forward masks neurons by a predictor: the mask is part of the function.
+    `residual_scale`, `embed_scale` and `logit_scale` are 1 except for MiniCPM. `predictor` says
+    that the checkpoint's own forward masks neurons by a predictor: the mask is part of the
+    function.
     """
 
     family: str

@@ -56,7 +56,7 @@ def add_norm(
 
 
 def build_ffn(config: ModelConfig, ops: Ops, ranks: list[int]) -> nn.Module:
-    """One layer's FFN; `ranks` are its predictors' ranks, one an expert, empty without predictor."""
+    """One layer's FFN; `ranks` are its predictors' ranks, one an expert, empty without any."""
 
     def one(expert: int) -> nn.Module:
         if not config.activation.is_sparse:
@@ -94,7 +94,7 @@ class Decoder(nn.Module):
         self.rope = cos.to(device), sin.to(device)
 
     def forward(self, batch: ForwardBatch, caches: list[LayerCache]) -> Tensor:
-        """Write the K/V of the batch's tokens and return the logits of those sampled: [S, vocab]."""
+        """Write the K/V of the batch's tokens; the logits of those sampled: [S, vocab]."""
         return self.logits(self.hidden(batch, caches)[batch.sample_at])
 
     def hidden(

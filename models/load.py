@@ -65,12 +65,12 @@ def load(
     """
     family, config = read_config(directory)
     chosen, declined = ops.select(device, dtype, backends)
-    with Checkpoint(directory) as checkpoint:
-        config, sources = _resolve(family, config, checkpoint)
-        ranks = _predictor_ranks(config, sources, checkpoint)
-        with torch.device("meta"):
-            decoder = Decoder(config, chosen, ranks)
-        _fill(decoder, sources, checkpoint, device, dtype, progress)
+    checkpoint = Checkpoint(directory)
+    config, sources = _resolve(family, config, checkpoint)
+    ranks = _predictor_ranks(config, sources, checkpoint)
+    with torch.device("meta"):
+        decoder = Decoder(config, chosen, ranks)
+    _fill(decoder, sources, checkpoint, device, dtype, progress)
     decoder.prepare(device, num_positions or config.max_positions)
     approximation = None
     if predictors is not None:

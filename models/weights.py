@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import pickle
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Protocol
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .config import ModelError
+from .fields import as_object, read_object
 
 
 class Layout(Enum):
@@ -32,6 +33,7 @@ class Source:
     layout: Layout = Layout.ROWS
 
     def assemble(self, checkpoint: Checkpoint) -> Tensor:
+        """The model weight, in the checkpoint's dtype."""
         tensors = [checkpoint.read(name) for name in self.names]
         match self.layout:
             case Layout.ROWS:
@@ -42,64 +44,75 @@ class Source:
                 return tensors[0].T
 
 
+class Slice(Protocol):
+    """A tensor that has not been read."""
+
+    def get_shape(self) -> list[int]: ...
+
+
+class File(Protocol):
+    """What `safe_open` gives; its own types are not declared."""
+
+    def keys(self) -> list[str]: ...
+
+    def get_tensor(self, name: str, /) -> Tensor: ...
+
+    def get_slice(self, name: str, /) -> Slice: ...
+
+
 class Checkpoint:
     """The tensors of a directory: `model.safetensors` or shards with their index.
 
-    Use as a context manager. Tensors are mapped and read when asked for.
+    Tensors are mapped and read when asked for.
     """
 
     def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self._files = {name: directory / file for name, file in _tensor_files(directory).items()}
-        self._stack = ExitStack()
-        self._open: dict[Path, safe_open] = {}
-
-    def __enter__(self) -> Checkpoint:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._open.clear()
-        self._stack.close()
+        """Raises ModelError when there is no readable safetensors checkpoint."""
+        self._open: dict[Path, File] = {}
+        self._files = self._tensor_files(directory)
 
     @property
     def names(self) -> set[str]:
         return set(self._files)
 
     def read(self, name: str) -> Tensor:
-        return self._handle(name).get_tensor(name)
+        return self._handle(self._files[name]).get_tensor(name)
 
     def shape(self, name: str) -> list[int]:
-        return list(self._handle(name).get_slice(name).get_shape())
+        return self._handle(self._files[name]).get_slice(name).get_shape()
 
-    def _handle(self, name: str) -> safe_open:
-        path = self._files[name]
+    def _tensor_files(self, directory: Path) -> dict[str, Path]:
+        """Where each tensor is; every file is opened, so that a lost shard is told at once."""
+        single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+        if index.is_file():
+            files = {directory / name for name in _shards(index)}
+        elif single.is_file():
+            files = {single}
+        else:
+            raise ModelError(
+                f"{directory} holds neither {single.name} nor {index.name}; "
+                "only safetensors checkpoints are read"
+            )
+        return {name: file for file in sorted(files) for name in self._handle(file).keys()}  # noqa: SIM118
+
+    def _handle(self, path: Path) -> File:
         if path not in self._open:
-            if not path.is_file():
-                raise ModelError(f"{path} is named in the index and is not there")
             try:
-                handle = safe_open(path, framework="pt", device="cpu")
-            except Exception as error:
+                self._open[path] = safe_open(path, framework="pt", device="cpu")
+            except FileNotFoundError as error:
+                raise ModelError(f"{path} is named in the index and is not there") from error
+            except (OSError, SafetensorError) as error:
                 raise ModelError(f"{path} is not a readable safetensors file: {error}") from error
-            self._open[path] = self._stack.enter_context(handle)
         return self._open[path]
 
 
-def _tensor_files(directory: Path) -> dict[str, str]:
-    """Tensor name -> file name."""
-    index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        return json.loads(index.read_text())["weight_map"]
-    single = directory / "model.safetensors"
-    if not single.is_file():
-        raise ModelError(
-            f"{directory} holds neither model.safetensors nor model.safetensors.index.json; "
-            "only safetensors checkpoints are read"
-        )
-    try:
-        with safe_open(single, framework="pt", device="cpu") as handle:
-            return dict.fromkeys(handle.keys(), single.name)
-    except Exception as error:
-        raise ModelError(f"{single} is not a readable safetensors file: {error}") from error
+def _shards(index: Path) -> set[str]:
+    """The file names in a `model.safetensors.index.json`."""
+    shards = set(as_object(read_object(index).get("weight_map"), f"{index}: weight_map").values())
+    names = {name for name in shards if isinstance(name, str) and Path(name).name == name}
+    if names != shards or not names:
+        raise ModelError(f"{index}: weight_map must map tensors to files beside it")
+    return names
 
 
 def check_names(expected: set[str], found: set[str], family: str) -> None:
@@ -119,15 +132,27 @@ def check_names(expected: set[str], found: set[str], family: str) -> None:
 
 
 def iter_pt_predictors(directory: Path, num_layers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(fc1 [r, hidden], fc2 [N, r]) of each `model_{layer}.pt`; pickles are read with weights_only."""
+    """(fc1 [r, hidden], fc2 [N, r]) of each `model_{layer}.pt`; raises ModelError."""
     for layer in range(num_layers):
-        path = directory / f"model_{layer}.pt"
-        if not path.is_file():
-            raise ModelError(f"{path} is missing: a predictor folder holds one file per layer")
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            yield state["fc1.weight"], state["fc2.weight"]
-        except Exception as error:
-            raise ModelError(
-                f"{path} is not a predictor (fc1.weight, fc2.weight): {error}"
-            ) from error
+        yield _read_pt_predictor(directory / f"model_{layer}.pt")
+
+
+def _read_pt_predictor(path: Path) -> tuple[Tensor, Tensor]:
+    """The file is a pickle: `weights_only` keeps it from running code."""
+    try:
+        state: object = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"{path} is missing: a predictor folder holds one file per layer"
+        ) from error
+    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        # torch's own message recommends to load it without weights_only.
+        raise ModelError(f"{path} is damaged, or holds more than tensors") from error
+    tensors = as_object(state, str(path))
+    fc1, fc2 = tensors.get("fc1.weight"), tensors.get("fc2.weight")
+    if not (isinstance(fc1, Tensor) and isinstance(fc2, Tensor)) or (fc1.dim(), fc2.dim()) != (
+        2,
+        2,
+    ):
+        raise ModelError(f"{path} does not hold the matrices fc1.weight and fc2.weight")
+    return fc1, fc2

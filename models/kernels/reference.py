@@ -60,7 +60,7 @@ def rotate_and_store(
     """
     _, num_kv_heads, page_size, head_dim = k_cache.shape
     heads = qkv.view(qkv.shape[0], -1, head_dim)
-    q, k, v = heads.split([heads.shape[1] - 2 * num_kv_heads, num_kv_heads, num_kv_heads], dim=1)
+    q, k, v = heads.tensor_split((-2 * num_kv_heads, -num_kv_heads), dim=1)
     cos, sin = cos[batch.positions], sin[batch.positions]
     pages, offsets = batch.slots // page_size, batch.slots % page_size
     k_cache[pages, :, offsets] = rotate(k, cos, sin)

@@ -21,14 +21,16 @@ class SparseFFN(nn.Module):
 
     predictor: NeuronPredictor | None
 
-    def __init__(self, config: ModelConfig, ops: Ops, predictor: nn.Module | None = None) -> None:
+    def __init__(
+        self, config: ModelConfig, ops: Ops, predictor: NeuronPredictor | None = None
+    ) -> None:
         super().__init__()
         self.ops = ops
         self.activation = config.activation
         self.threshold = config.threshold
         self.gate_up = weight(config.num_neurons, 2 * config.hidden_size)
         self.down = weight(config.num_neurons, config.hidden_size)
-        self.predictor = predictor  # type: ignore[assignment]
+        self.predictor = predictor
 
     def forward(self, x: Tensor, residual: Tensor, batch: ForwardBatch, layer: int) -> Tensor:
         mask = None if self.predictor is None else self.predictor.select(residual, x)

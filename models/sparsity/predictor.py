@@ -1,5 +1,7 @@
-"""Which neurons a token needs. A predictor that stands in the checkpoint's own forward is part of the
-function; one that was trained beside it makes the model approximate.
+"""Which neurons a token needs.
+
+A predictor that stands in the checkpoint's own forward is part of the function; one that was
+trained beside it makes the model approximate.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ class NeuronPredictor(Protocol):
 class LowRankPredictor(nn.Module):
     """`fc2(relu(fc1(residual))) > threshold`: TurboSparse's, and PowerInfer's separate ones.
 
-    The input is the residual *before* the post-attention norm (METHOD: arXiv 2406.05955, the
-    published forward); feeding it the normed one gives a plausible, wrong mask.
+    The input is the residual *before* the post-attention norm, as in the published forward
+    (arXiv 2406.05955); feeding it the normed one gives a plausible, wrong mask.
     """
 
     def __init__(
@@ -43,11 +45,17 @@ class LowRankPredictor(nn.Module):
         return self.ops.predict(residual, self.fc1.weight, self.fc2.weight, self.threshold)
 
 
-class OraclePredictor:
-    """The neurons that are truly not zero. Tells a wrong kernel from a wrong prediction."""
+class OraclePredictor(nn.Module):
+    """The neurons that are truly not zero. Tells a wrong kernel from a wrong prediction.
+
+    gate_up [N, 2 * hidden] is the layer's own, shared.
+    """
+
+    gate_up: Tensor
 
     def __init__(self, gate_up: Tensor, activation: Activation, threshold: float) -> None:
-        self.gate_up = gate_up
+        super().__init__()
+        self.register_buffer("gate_up", gate_up.detach(), persistent=False)
         self.activation = activation
         self.threshold = threshold
 
@@ -56,8 +64,6 @@ class OraclePredictor:
 
 
 def recall(mask: Tensor, true_mask: Tensor) -> float:
-    """Share of the truly active neurons that a mask keeps."""
-    return (torch.count_nonzero(mask & true_mask) / torch.count_nonzero(true_mask)).item()
-
-
-PREDICTORS = {"low-rank": LowRankPredictor, "oracle": OraclePredictor}
+    """Share of the truly active neurons that a mask keeps; bool, any one shape. 1 if none is."""
+    active = torch.count_nonzero(true_mask).item()
+    return torch.count_nonzero(mask & true_mask).item() / active if active else 1.0

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, fields
 from pathlib import Path
 
+import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 
-from ..attention import LayerCache
-from ..batch import FfnMode, ForwardBatch
 from ..config import ModelError
 from ..decoder import Decoder
 from ..load import load
+from ..sequence import sequence_batch, sequence_cache
 from ..sparsity.ffn import SparseFFN
 from ..sparsity.predictor import LowRankPredictor
 
@@ -31,6 +32,7 @@ FAMILIES = {
     "turbosparse-mistral": ("bamboo", "BambooForCausalLM", "relu"),
     "bamboo": ("bamboo", "BambooForCausalLM", "relu"),
 }
+BYTES = 256
 SAMPLES = 1024  # tokens on which a predictor's thresholds are planted
 
 
@@ -51,27 +53,47 @@ class Shape:
         """The published mean rank, 1260 of 4096, at this width."""
         return max(1, round(self.hidden * 1260 / 4096))
 
+    def check(self) -> None:
+        """Raise ModelError, naming the size that cannot be."""
+        for field in fields(self):
+            if getattr(self, field.name) < 1:
+                raise ModelError(f"{field.name}={getattr(self, field.name)} is not positive")
+        if self.hidden % (2 * self.heads):
+            raise ModelError(f"hidden={self.hidden} is not an even multiple of heads={self.heads}")
+        if self.heads % self.kv_heads:
+            raise ModelError(f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}")
+        if self.vocab <= BYTES:
+            raise ModelError(f"vocab={self.vocab} leaves no room beside the {BYTES} bytes")
+
 
 def make(out: Path, family: str, shape: Shape, *, density: float = 0.1, seed: int = 0) -> None:
-    """Write a checkpoint directory: config, weights, tokenizer. The mask keeps `density`."""
+    """Write a checkpoint directory: config, weights, tokenizer. The mask keeps `density`.
+
+    Raises ModelError, naming the argument that cannot be.
+    """
     if family not in FAMILIES:
         raise ModelError(f"family={family!r} is not one of {', '.join(FAMILIES)}")
     if not 0 < density < 1:
         raise ModelError(f"density={density} is not between 0 and 1")
-    out.mkdir(parents=True, exist_ok=True)
+    shape.check()
     generator = torch.Generator().manual_seed(seed)
-    config = _config(family, shape)
+    config = json.dumps(_config(family, shape), indent=2)
     tensors = _tensors(shape, family == "turbosparse-mistral", generator)
-    (out / "config.json").write_text(json.dumps(config, indent=2))
-    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    out.mkdir(parents=True, exist_ok=True)
     if family == "turbosparse-mistral":
-        decoder = load(out, torch.device("cpu"), torch.float32).decoder
-        for layer, (fc1, fc2) in enumerate(plant(decoder, density, generator)):
-            name = f"model.layers.{layer}.mlp.predictor"
-            tensors |= {f"{name}.fc1.weight": fc1, f"{name}.fc2.weight": fc2}
-        save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+        with tempfile.TemporaryDirectory(dir=out) as unplanted:
+            _write(Path(unplanted), config, tensors)
+            decoder = load(Path(unplanted), torch.device("cpu"), torch.float32).decoder
+            for layer, fc2 in enumerate(plant(decoder, density, generator)):
+                tensors[f"model.layers.{layer}.mlp.predictor.fc2.weight"] = fc2
+    _write(out, config, tensors)
     byte_tokenizer(shape.vocab).save(str(out / "tokenizer.json"))
     (out / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+
+
+def _write(directory: Path, config: str, tensors: dict[str, Tensor]) -> None:
+    (directory / "config.json").write_text(config)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
 
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
@@ -134,57 +156,35 @@ def plant_thresholds(
     """
     hidden = (residual @ fc1.T).relu()
     ratios = (hidden / hidden.sum(1, keepdim=True)) @ fc2.T  # [samples, N]
-    gamma = torch._standard_gamma  # the one sampler of torch that takes a generator
-    a = gamma(torch.full((fc2.shape[0],), 2.0), generator=generator)
-    b = gamma(torch.full((fc2.shape[0],), 2.0 / density - 2.0), generator=generator)
-    rank = ((1 - a / (a + b)) * (len(ratios) - 1)).round().long()
+    seed = int(torch.randint(2**31, (), generator=generator))  # torch's Beta takes no generator
+    fires = np.random.default_rng(seed).beta(2.0, 2.0 / density - 2.0, fc2.shape[0])
+    rank = ((1 - torch.from_numpy(fires)) * (len(ratios) - 1)).round().long()
     threshold = ratios.sort(0).values.gather(0, rank[None])[0]
     return fc2 - threshold[:, None]
 
 
 @torch.inference_mode()
-def plant(
-    decoder: Decoder, density: float, generator: torch.Generator
-) -> list[tuple[Tensor, Tensor]]:
-    """Set every layer's predictor on the residuals that random tokens leave: [(fc1, fc2), ...]."""
-    planted: list[tuple[Tensor, Tensor]] = []
+def plant(decoder: Decoder, density: float, generator: torch.Generator) -> list[Tensor]:
+    """Set every layer's predictor on the residuals that random tokens leave: each layer's fc2.
+
+    Layer by layer in one forward pass, so that each sees what the planted masks before it leave.
+    """
+    planted: list[Tensor] = []
 
     def before(ffn: nn.Module, args: tuple[Tensor, Tensor]) -> None:
         assert isinstance(ffn, SparseFFN)
         predictor = ffn.predictor
         assert isinstance(predictor, LowRankPredictor)
         fc1, fc2 = predictor.fc1.weight, predictor.fc2.weight
-        fc2.copy_(plant_thresholds(args[1], fc1, fc2, density, generator))
-        planted.append((fc1.data, fc2.data))
+        planted.append(plant_thresholds(args[1], fc1, fc2, density, generator))
+        predictor.fc2.weight = nn.Parameter(planted[-1], requires_grad=False)
 
     for layer in decoder.layers:
         layer.get_submodule("ffn").register_forward_pre_hook(before)
-    config = decoder.config
-    ids = torch.randint(0, config.vocab_size, (SAMPLES,), generator=generator)
-    decoder.hidden(one_request(ids), one_cache(decoder, SAMPLES))
+    num_tokens = min(SAMPLES, decoder.config.max_positions)
+    ids = torch.randint(0, decoder.config.vocab_size, (num_tokens,), generator=generator)
+    decoder.hidden(sequence_batch(ids), sequence_cache(decoder, num_tokens))
     return planted
-
-
-def one_request(ids: Tensor) -> ForwardBatch:
-    """A batch that is one whole sequence on one page."""
-    places = torch.arange(len(ids))
-    return ForwardBatch(
-        token_ids=ids,
-        positions=places,
-        slots=places,
-        request_ids=torch.zeros_like(places),
-        page_tables=torch.zeros(1, 1, dtype=torch.int32),
-        query_lens=(len(ids),),
-        context_lens=(len(ids),),
-        sample_at=places[-1:],
-        ffn_mode=FfnMode.DENSE,
-    )
-
-
-def one_cache(decoder: Decoder, num_tokens: int) -> list[LayerCache]:
-    config = decoder.config
-    shape = (1, config.num_kv_heads, num_tokens, config.head_dim)
-    return [LayerCache(torch.empty(shape), torch.empty(shape)) for _ in decoder.layers]
 
 
 def byte_tokenizer(vocab_size: int) -> Tokenizer:
@@ -208,14 +208,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shape = Shape()
     parser.add_argument("out", type=Path, help="directory to write")
     parser.add_argument("--family", choices=sorted(FAMILIES), default="mistral")
-    for name in Shape.__dataclass_fields__:
-        flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, type=int, default=getattr(shape, name))
+    for field in fields(Shape):
+        flag = f"--{field.name.replace('_', '-')}"
+        parser.add_argument(flag, type=int, default=getattr(shape, field.name))
     parser.add_argument("--density", type=float, default=0.1, help="share that a predictor keeps")
     parser.add_argument("--seed", type=int, default=0)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    shape = Shape(**{name: getattr(arguments, name) for name in Shape.__dataclass_fields__})
+    """Write what the parsed flags ask for; raises ModelError."""
+    shape = Shape(**{field.name: getattr(arguments, field.name) for field in fields(Shape)})
     make(arguments.out, arguments.family, shape, density=arguments.density, seed=arguments.seed)
     print(f"wrote {arguments.out}: a random {arguments.family}, for measuring speed alone")
