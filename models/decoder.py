@@ -93,21 +93,24 @@ class Decoder(nn.Module):
         cos, sin = rope_tables(self.config.rope, self.config.head_dim, num_positions)
         self.rope = cos.to(device), sin.to(device)
 
+    @property
+    def num_positions(self) -> int:
+        """The longest sequence that it was prepared for."""
+        return 0 if self.rope is None else len(self.rope[0])
+
     def forward(self, batch: ForwardBatch, caches: list[LayerCache]) -> Tensor:
         """Write the K/V of the batch's tokens; the logits of those sampled: [S, vocab]."""
         return self.logits(self.hidden(batch, caches)[batch.sample_at])
 
-    def hidden(
-        self, batch: ForwardBatch, caches: list[LayerCache], num_layers: int | None = None
-    ) -> Tensor:
-        """The normed last hidden states [T, hidden], of the first `num_layers` if given."""
+    def hidden(self, batch: ForwardBatch, caches: list[LayerCache]) -> Tensor:
+        """Write the K/V of the batch's tokens; their normed last hidden states: [T, hidden]."""
         assert self.rope is not None, "prepare() comes before forward()"
         config = self.config
         residual = self.embedding[batch.token_ids]
         if config.embed_scale != 1.0:
             residual = residual * config.embed_scale
         delta: Tensor | None = None
-        for layer, cache in zip(self.layers[:num_layers], caches, strict=True):
+        for layer, cache in zip(self.layers, caches, strict=True):
             delta, residual = layer(delta, residual, self.rope, cache, batch)
         return add_norm(self.ops, delta, residual, config.residual_scale, self.norm)[0]
 

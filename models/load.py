@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from . import divergence
 from .config import ModelConfig, ModelError
 from .decoder import Decoder
 from .fields import Fields, is_list, is_object, read_object
@@ -61,7 +62,8 @@ def load(
     """Build on `meta`, then stream the weights in: peak memory is the model plus one tensor.
 
     `predictors` is a folder of `model_{layer}.pt` for a model that has none of its own: it makes
-    the model approximate. Raises ModelError, naming what does not fit.
+    the model approximate, and how far is measured at once. `num_positions` is the longest
+    sequence that will come, the config's by default. Raises ModelError, naming what does not fit.
     """
     family, config = read_config(directory)
     chosen, declined = ops.select(device, dtype, backends)
@@ -74,8 +76,12 @@ def load(
     decoder.prepare(device, num_positions or config.max_positions)
     approximation = None
     if predictors is not None:
+        exact = divergence.baseline(decoder)
         threshold = _attach_predictors(decoder, predictors, device, dtype)
-        approximation = f"separate predictors from {predictors.name} (threshold {threshold:g})"
+        measured = divergence.measure(decoder, exact)
+        approximation = (
+            f"separate predictors from {predictors.name} (threshold {threshold:g}); {measured}"
+        )
     return LoadedModel(
         decoder=decoder.eval(),
         config=config,

@@ -2,21 +2,55 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .attention import LayerCache
 from .batch import FfnMode, ForwardBatch
 from .decoder import Decoder
 
 
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What T tokens of one sequence did."""
+
+    logits: Tensor  # [T, vocab] float32
+    ffn_inputs: list[tuple[Tensor, Tensor]]  # per layer: x and the residual, [T, hidden] each
+    active: Tensor  # [layers] float32, the active fraction; zero where no neuron can be skipped
+
+
+@torch.inference_mode()
+def observe(decoder: Decoder, ids: Tensor) -> Observed:
+    """Run ids [T] int64 through the decoder over a cache of their own."""
+    inputs: list[tuple[Tensor, Tensor]] = []
+
+    def look(_: nn.Module, args: tuple[Tensor, Tensor]) -> None:
+        inputs.append((args[0], args[1]))
+
+    active = torch.zeros(len(decoder.layers), device=ids.device)
+    hooks = [layer.get_submodule("ffn").register_forward_pre_hook(look) for layer in decoder.layers]
+    try:
+        logits = decoder(sequence_batch(ids, active=active), sequence_cache(decoder, len(ids)))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return Observed(logits, inputs, active)
+
+
+def random_ids(decoder: Decoder, num_tokens: int) -> Tensor:
+    """The same tokens at every call, on the decoder's device, within its context: [T] int64."""
+    generator = torch.Generator().manual_seed(0)
+    size = (min(num_tokens, decoder.num_positions),)
+    ids = torch.randint(0, decoder.config.vocab_size, size, generator=generator)
+    return ids.to(decoder.embedding.device)
+
+
 def sequence_batch(
     ids: Tensor, mode: FfnMode = FfnMode.DENSE, active: Tensor | None = None
 ) -> ForwardBatch:
-    """All T tokens of one sequence as one step, on one page; the logits of every one are wanted.
-
-    ids [T] int64; `active` as in `ForwardBatch`.
-    """
+    """All T tokens of one sequence as one step, on one page; every one's logits are wanted."""
     places = torch.arange(len(ids), device=ids.device)
     return ForwardBatch(
         token_ids=ids,

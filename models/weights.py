@@ -33,15 +33,17 @@ class Source:
     layout: Layout = Layout.ROWS
 
     def assemble(self, checkpoint: Checkpoint) -> Tensor:
-        """The model weight, in the checkpoint's dtype."""
+        """The model weight, in the checkpoint's dtype; raises ModelError."""
         tensors = [checkpoint.read(name) for name in self.names]
-        match self.layout:
-            case Layout.ROWS:
-                return torch.cat(tensors) if len(tensors) > 1 else tensors[0]
-            case Layout.NEURONS:
-                return torch.cat(tensors, dim=1)
-            case Layout.TRANSPOSED:
-                return tensors[0].T
+        if len(tensors) == 1:
+            return tensors[0].T if self.layout is Layout.TRANSPOSED else tensors[0]
+        try:
+            return torch.cat(tensors, dim=1 if self.layout is Layout.NEURONS else 0)
+        except (RuntimeError, IndexError) as error:
+            shapes = [list(tensor.shape) for tensor in tensors]
+            raise ModelError(
+                f"{' + '.join(self.names)}: shapes {shapes} do not fit together"
+            ) from error
 
 
 class Slice(Protocol):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..config import ModelError
 from ..decoder import Decoder
 from ..load import load
-from ..sequence import sequence_batch, sequence_cache
+from ..sequence import observe, random_ids
 from ..sparsity.ffn import SparseFFN
 from ..sparsity.predictor import LowRankPredictor
 
@@ -181,9 +181,7 @@ def plant(decoder: Decoder, density: float, generator: torch.Generator) -> list[
 
     for layer in decoder.layers:
         layer.get_submodule("ffn").register_forward_pre_hook(before)
-    num_tokens = min(SAMPLES, decoder.config.max_positions)
-    ids = torch.randint(0, decoder.config.vocab_size, (num_tokens,), generator=generator)
-    decoder.hidden(sequence_batch(ids), sequence_cache(decoder, num_tokens))
+    observe(decoder, random_ids(decoder, SAMPLES))
     return planted
 
 
