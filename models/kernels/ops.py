@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from importlib import import_module
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -18,7 +19,8 @@ from torch import Tensor
 from ..batch import FfnMode, ForwardBatch
 from ..config import Activation
 
-BACKENDS = ("cpu", "reference")  # in order of preference
+BACKENDS = ("gpu", "cpu", "reference")  # in order of preference
+DEVICES = {"gpu": "cuda", "cpu": "cpu"}  # known without importing Triton or numba
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +45,22 @@ def select(
     device: torch.device, dtype: torch.dtype, backends: tuple[str, ...] = BACKENDS
 ) -> tuple[Ops, dict[str, str]]:
     """The best ops for this device and dtype, and why the backends passed over declined."""
-    modules = {name: import_module(f".{name}", __package__) for name in backends}
-    declined = {
-        name: reason
-        for name, module in modules.items()
-        if (reason := module.declines(device, dtype)) is not None
-    }
-    usable = [module for name, module in modules.items() if name not in declined]
+    declined: dict[str, str] = {}
+    usable: list[ModuleType] = []
+    for name in backends:
+        if DEVICES.get(name, device.type) != device.type:
+            declined[name] = f"needs a {DEVICES[name]} device, not {device.type}"
+            continue
+        try:
+            module = import_module(f".{name}", __package__)
+        except ModuleNotFoundError as error:
+            declined[name] = f"{error.name} is not installed"
+            continue
+        reason = module.declines(device, dtype)
+        if reason is None:
+            usable.append(module)
+        else:
+            declined[name] = reason
 
     def first(op: str) -> Callable[..., Tensor]:
         return next(getattr(module, op) for module in usable if hasattr(module, op))

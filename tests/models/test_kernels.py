@@ -143,7 +143,20 @@ def test_attention_over_scattered_pages(heads, window, dim):
 def test_the_door_says_what_it_chose_and_why():
     chosen, declined = ops.select(torch.device("cpu"), torch.float32)
     assert set(chosen.chosen().values()) == {"cpu"}
-    assert declined == {}
+    assert declined == {"gpu": "needs a cuda device, not cpu"}
     chosen, declined = ops.select(torch.device("cpu"), torch.bfloat16)
     assert set(chosen.chosen().values()) == {"reference"}
-    assert declined == {"cpu": "computes in float32, not torch.bfloat16"}
+    assert declined["cpu"] == "computes in float32, not torch.bfloat16"
+
+
+def test_a_backend_whose_library_is_missing_says_so(monkeypatch):
+    def missing(name, package):
+        raise ModuleNotFoundError(f"No module named {name!r}", name="numba")
+
+    imported = ops.import_module
+    monkeypatch.setattr(
+        ops, "import_module", lambda n, p: missing(n, p) if n == ".cpu" else imported(n, p)
+    )
+    chosen, declined = ops.select(torch.device("cpu"), torch.float32)
+    assert set(chosen.chosen().values()) == {"reference"}
+    assert declined["cpu"] == "numba is not installed"

@@ -1,0 +1,94 @@
+"""GPU kernels in Triton: the ops of `reference` for a CUDA device, none of which asks the host
+anything about what it computes.
+
+Dense products are cuBLAS's. TOKEN and UNION are one path here: a list of the neurons that any token
+keeps, and each token's own mask applied inside it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..batch import FfnMode, ForwardBatch
+from ..config import Activation
+from . import gpu_attention, gpu_norm, gpu_predict, gpu_sparse, reference
+
+
+def declines(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why these kernels cannot run there; None: they can."""
+    major, minor = torch.cuda.get_device_capability(device)
+    if dtype is torch.bfloat16 and major < 8:
+        return f"bfloat16 needs compute capability 8.0, not {major}.{minor}"
+    return None
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return gpu_norm.rms_norm(x, weight, eps)
+
+
+def add_rms_norm(
+    delta: Tensor, residual: Tensor, scale: float, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    return gpu_norm.add_rms_norm(delta, residual, scale, weight, eps)
+
+
+def rotate_and_store(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: ForwardBatch,
+) -> Tensor:
+    return gpu_attention.rotate_and_store(
+        qkv, cos, sin, k_cache, v_cache, batch.positions, batch.slots
+    )
+
+
+def attend(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: ForwardBatch,
+    scale: float,
+    window: int | None,
+) -> Tensor:
+    """Decoding tokens by pages; a step that holds a piece of a prompt by torch's attention."""
+    if max(batch.query_lens) > 1:
+        return reference.attend(q, k_cache, v_cache, batch, scale, window)
+    return gpu_attention.attend(
+        q,
+        k_cache,
+        v_cache,
+        batch.positions,
+        batch.request_ids,
+        batch.page_tables,
+        scale,
+        window,
+    )
+
+
+def predict(residual: Tensor, fc1: Tensor, fc2: Tensor, threshold: float) -> Tensor:
+    if residual.shape[0] <= gpu_predict.MAX_TOKENS:
+        return gpu_predict.predict(residual, fc1, fc2, threshold)
+    return gpu_predict.predict_many(residual, fc1, fc2, threshold)
+
+
+def gated(x: Tensor, gate_up: Tensor, activation: Activation, threshold: float) -> Tensor:
+    return gpu_sparse.gated(x, gate_up, None, activation, threshold)
+
+
+def ffn(
+    x: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    mask: Tensor | None,
+    activation: Activation,
+    threshold: float,
+    mode: FfnMode,
+) -> Tensor:
+    few = x.shape[0] <= gpu_sparse.MAX_TOKENS
+    if mask is None or mode is FfnMode.DENSE or not few:
+        return gpu_sparse.gated(x, gate_up, mask, activation, threshold) @ down
+    return gpu_sparse.sparse(x, gate_up, down, mask, activation, threshold)

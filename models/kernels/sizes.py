@@ -1,0 +1,12 @@
+"""Whole numbers for grids and blocks."""
+
+from __future__ import annotations
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def power_of_two(n: int) -> int:
+    """The least power of two that is not below n, for n >= 1."""
+    return 1 << (n - 1).bit_length()

@@ -1,0 +1,179 @@
+"""The Triton kernels against the reference: under Triton's interpreter on a CPU, compiled on a GPU.
+
+The interpreter computes in fp32 (its bf16 arithmetic is wrong) and runs programs one by one, so it
+finds wrong indices and masks, not races; the `gpu` tests run the real thing at real sizes.
+"""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from turbosparse.models.batch import FfnMode, ForwardBatch
+from turbosparse.models.config import Activation
+from turbosparse.models.kernels import gpu, gpu_attention, reference
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+SPARSE = [a for a in Activation if a.is_sparse]
+gpu_only = pytest.mark.gpu
+
+
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator).to(DEVICE, dtype)
+
+
+def close(got: torch.Tensor, want: torch.Tensor) -> None:
+    """fp32 to rounding; bf16 to a few units in the last place of the largest value."""
+    if got.dtype == torch.float32:
+        torch.testing.assert_close(got, want, atol=3e-5, rtol=1e-4)
+    else:
+        unit = want.float().abs().max().item() * 2**-8
+        torch.testing.assert_close(got.float(), want.float(), atol=3 * unit, rtol=0.02)
+
+
+def check_ffn(num_tokens, hidden, neurons, activation, mode, density, dtype=torch.float32):
+    gate_up = random(neurons, 2 * hidden, seed=1, dtype=dtype) / hidden**0.5
+    down = random(neurons, hidden, seed=2, dtype=dtype) / 9
+    x = random(num_tokens, hidden, dtype=dtype)
+    mask = torch.rand(num_tokens, neurons, generator=torch.Generator().manual_seed(3)) < density
+    mask = mask.to(DEVICE)
+    # no gate is exactly 0.25 here, and fp32 sums agree far better than gates are apart
+    threshold = 0.25 if activation is Activation.FATRELU and dtype == torch.float32 else 0.0
+    want = reference.ffn(x, gate_up, down, mask, activation, threshold, FfnMode.DENSE)
+    close(gpu.ffn(x, gate_up, down, mask, activation, threshold, mode), want)
+
+
+@pytest.mark.parametrize("mode", FfnMode)
+@pytest.mark.parametrize(
+    ("num_tokens", "hidden", "neurons"), [(1, 19, 99), (3, 40, 131), (7, 64, 99)]
+)
+def test_ffn(num_tokens, hidden, neurons, mode):
+    for activation in SPARSE:
+        check_ffn(num_tokens, hidden, neurons, activation, mode, 0.2)
+
+
+@pytest.mark.parametrize("density", [0.0, 1.0])
+def test_ffn_of_no_neuron_and_of_all(density):
+    check_ffn(2, 32, 99, Activation.DRELU, FfnMode.TOKEN, density)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 3, 6, 70])
+def test_predict(num_tokens):
+    residual, fc1, fc2 = random(num_tokens, 99), random(19, 99, seed=1), random(131, 19, seed=2)
+    want = reference.predict(residual, fc1, fc2, 0.3)
+    scores = (residual @ fc1.T).relu() @ fc2.T
+    clear = (scores - 0.3).abs() > 1e-3  # near the threshold rounding may decide
+    got = gpu.predict(residual, fc1, fc2, 0.3)
+    assert got.dtype == torch.bool
+    assert (got == want)[clear].all()
+    assert clear.float().mean() > 0.98
+
+
+def test_norms():
+    x, residual, weight = random(3, 99), random(3, 99, seed=1), random(99, seed=2)
+    close(gpu.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5))
+    for scale in (1.0, 0.3):
+        got = gpu.add_rms_norm(x, residual, scale, weight, 1e-5)
+        want = reference.add_rms_norm(x, residual, scale, weight, 1e-5)
+        close(got[0], want[0])
+        close(got[1], want[1])
+
+
+def decode_batch(lengths: list[int], page_size: int, num_pages: int) -> ForwardBatch:
+    """One new token for each request; its pages are scattered."""
+    width = -(-max(lengths) // page_size)
+    order = torch.randperm(num_pages, generator=torch.Generator().manual_seed(0))
+    tables = order[: len(lengths) * width].view(len(lengths), width).int()
+    positions = torch.tensor(lengths) - 1
+    rows = torch.arange(len(lengths))
+    slots = tables[rows, positions // page_size].long() * page_size + positions % page_size
+    return ForwardBatch(
+        token_ids=torch.zeros_like(positions).to(DEVICE),
+        positions=positions.to(DEVICE),
+        slots=slots.to(DEVICE),
+        request_ids=rows.to(DEVICE),
+        page_tables=tables.to(DEVICE),
+        query_lens=(1,) * len(lengths),
+        context_lens=tuple(lengths),
+        sample_at=rows.to(DEVICE),
+        ffn_mode=FfnMode.TOKEN,
+    )
+
+
+def check_attention(lengths, heads, kv_heads, dim, window, dtype=torch.float32, page_size=16):
+    num_pages = len(lengths) * -(-max(lengths) // page_size) + 2
+    shape = (num_pages, kv_heads, page_size, dim)
+    k, v = random(*shape, seed=1, dtype=dtype), random(*shape, seed=2, dtype=dtype)
+    batch = decode_batch(lengths, page_size, num_pages)
+    qkv = random(len(lengths), (heads + 2 * kv_heads) * dim, seed=3, dtype=dtype)
+    angles = random(max(lengths), dim // 2, seed=4)
+    rope = angles.cos(), angles.sin()
+    k2, v2 = k.clone(), v.clone()
+    want_q = reference.rotate_and_store(qkv, *rope, k, v, batch)
+    got_q = gpu.rotate_and_store(qkv, *rope, k2, v2, batch)
+    close(got_q, want_q)
+    close(k2, k)
+    close(v2, v)
+    want = reference.attend(want_q, k, v, batch, dim**-0.5, window)
+    close(gpu.attend(want_q, k, v, batch, dim**-0.5, window), want)
+
+
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(6, 2, 16), (4, 4, 8)])
+def test_attention(heads, kv_heads, dim, window):
+    check_attention([1, 17, 150], heads, kv_heads, dim, window)
+
+
+def test_a_slot_below_zero_is_written_nowhere():
+    batch = decode_batch([5], 16, 3)
+    batch.slots.fill_(-1)
+    k = torch.zeros(3, 2, 16, 8, device=DEVICE)
+    angles = random(5, 4)
+    gpu.rotate_and_store(random(1, 8 * 8), angles.cos(), angles.sin(), k, k, batch)
+    assert not k.any()
+
+
+def test_shares_of_the_context_depend_on_the_token_count_alone():
+    assert [gpu_attention.num_splits_for(t, 8) for t in (1, 2, 8, 32, 256)] == [32, 16, 4, 1, 1]
+
+
+@gpu_only
+@pytest.mark.parametrize("num_tokens", [1, 2, 4, 5, 16, 33, 64, 100])
+@pytest.mark.parametrize("mode", FfnMode)
+def test_ffn_at_7b(num_tokens, mode):
+    check_ffn(num_tokens, 4096, 14336, Activation.DRELU, mode, 0.1, torch.bfloat16)
+
+
+@gpu_only
+@pytest.mark.parametrize("num_tokens", [1, 3, 4, 5, 16, 17, 64, 300])
+def test_predict_at_7b(num_tokens):
+    dtype = torch.bfloat16
+    residual = random(num_tokens, 4096, dtype=dtype)
+    fc1, fc2 = (
+        random(1260, 4096, seed=1, dtype=dtype) / 64,
+        random(14336, 1260, seed=2, dtype=dtype),
+    )
+    scores = (residual.double() @ fc1.double().T).relu() @ fc2.double().T
+    clear = scores.abs() > 1e-2 * scores.abs().mean()
+    assert (gpu.predict(residual, fc1, fc2, 0.0) == (scores > 0))[clear].all()
+    assert clear.float().mean() > 0.98
+
+
+@gpu_only
+@pytest.mark.parametrize(
+    "lengths", [[1], [513], [100, 4097, 16, 700], [300 + i for i in range(64)]]
+)
+@pytest.mark.parametrize("window", [None, 128])
+def test_attention_at_7b(lengths, window):
+    check_attention(lengths, 32, 8, 128, window, torch.bfloat16)
+
+
+@gpu_only
+def test_norms_at_7b():
+    x, residual = (random(5, 4096, seed=i, dtype=torch.bfloat16) for i in range(2))
+    weight = random(4096, seed=2, dtype=torch.bfloat16)
+    got = gpu.add_rms_norm(x, residual, 1.0, weight, 1e-5)
+    want = reference.add_rms_norm(x, residual, 1.0, weight, 1e-5)
+    close(got[0], want[0])
+    assert torch.equal(got[1], want[1])
