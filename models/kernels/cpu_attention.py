@@ -6,8 +6,10 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-from .cpu_matmul import dot
-from .cpu_simd import exp
+from .cpu_simd import exp, row_sum, tile
+
+_key_dots = tile(1, 4)
+_add_one, _add_four = row_sum(1), row_sum(4)
 
 
 @njit(cache=True, nogil=True)
@@ -33,7 +35,7 @@ def rotate_and_store(qkv, cos, sin, k_cache, v_cache, positions, slots, q):
                 v_cache[page, head, offset, 1, d] = qkv[t, value, 1, d]
 
 
-@njit(cache=True, parallel=True, nogil=True)
+@njit(cache=True, parallel=True, nogil=True, error_model="numpy")
 def attend(q, keys, values, page_size, requests, page_tables, positions, scale, window, out):
     """q, out [T, K, H/K, D]; keys, values [pages * K * page_size, D], a page's head contiguous.
 
@@ -45,32 +47,53 @@ def attend(q, keys, values, page_size, requests, page_tables, positions, scale, 
         t, kv_head = work // num_kv_heads, work % num_kv_heads
         end = positions[t] + 1
         begin = max(0, end - window)
-        weights = np.empty(page_size, np.float32)
+        buffer = np.empty(page_size, np.float32)
         total = np.zeros((group, head_dim), np.float32)
         peak = np.full(group, -np.inf, np.float32)
         norm = np.zeros(group, np.float32)
         for column in range(begin // page_size, (end + page_size - 1) // page_size):
-            first = (page_tables[requests[t], column] * num_kv_heads + kv_head) * page_size
+            page = page_tables[requests[t], column]
             low = max(0, begin - column * page_size)
             high = min(page_size, end - column * page_size)
+            first = (page * num_kv_heads + kv_head) * page_size + low
+            weights = buffer[: high - low]
             for g in range(group):
-                top = peak[g]
-                for j in range(low, high):
-                    score = dot(queries, (work * group + g,), keys, (first + j,))[0] * scale
-                    weights[j] = score
-                    top = max(top, score)
+                top = max(peak[g], _score(queries, work * group + g, keys, first, scale, weights))
+                for j in range(len(weights)):
+                    weights[j] = exp(weights[j] - top)
                 decay = exp(peak[g] - top)
                 peak[g] = top
-                for j in range(low, high):
-                    weights[j] = exp(weights[j] - top)
-                norm[g] *= decay
-                for d in range(head_dim):
-                    total[g, d] *= decay
-                for j in range(low, high):
-                    norm[g] += weights[j]
-                    weight, place = weights[j], first + j
-                    for d in range(head_dim):
-                        total[g, d] += weight * values[place, d]
+                norm[g] = norm[g] * decay + np.sum(weights)
+                _accumulate(total[g], decay, weights, values, first)
         for g in range(group):
+            row = out[t, kv_head, g]
             for d in range(head_dim):
-                out[t, kv_head, g, d] = total[g, d] / norm[g]
+                row[d] = total[g, d] / norm[g]
+
+
+@njit
+def _score(queries, query, keys, first, scale, scores):
+    """scores[j] = scale * queries[query] . keys[first + j]; returns the largest."""
+    top, last = np.float32(-np.inf), len(scores) - 1
+    for j in range(0, len(scores), 4):
+        places = (j, min(j + 1, last), min(j + 2, last), min(j + 3, last))
+        rows = (first + j, first + places[1], first + places[2], first + places[3])
+        sums = _key_dots(queries, (query,), keys, rows, ())
+        for i in range(4):
+            scores[places[i]] = sums[i] * scale
+            top = max(top, scores[places[i]])
+    return top
+
+
+@njit
+def _accumulate(total, decay, weights, values, first):
+    """total = decay * total + sum of weights[j] * values[first + j], in order."""
+    for d in range(len(total)):
+        total[d] *= decay
+    num_tiled = len(weights) // 4 * 4
+    for j in range(0, num_tiled, 4):
+        four = (weights[j], weights[j + 1], weights[j + 2], weights[j + 3])
+        row = first + j
+        _add_four(total, four, values, (row, row + 1, row + 2, row + 3), 0)
+    for j in range(num_tiled, len(weights)):
+        _add_one(total, (weights[j],), values, (first + j,), 0)

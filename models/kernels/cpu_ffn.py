@@ -12,12 +12,14 @@ from numba import njit, prange
 
 from ..config import Activation
 from .cpu_matmul import ROWS, WIDE, dot, multiply
-from .cpu_simd import exp, tile
+from .cpu_simd import exp, row_sum, tile
 
-NEURONS = 128  # of which the down projection adds up the rows before it turns to the next token
+NEURONS = 256  # of which the down projection adds up the rows before it turns to the next token
 CODES = {a: i for i, a in enumerate(Activation)}
 SILU, RELU, FATRELU, DRELU = (CODES[a] for a in Activation)
-_row_dots = tile(WIDE, 1)
+AHEAD = 2  # neurons further down a list whose rows are asked for
+_one_dot, _four_dots, _gate_dot = tile(1, 1, 1), tile(WIDE, 1, 1), tile(1, 1, 2)
+_add_one, _add_four = row_sum(1), row_sum(4)
 
 
 @njit(cache=True, parallel=True, nogil=True)
@@ -28,8 +30,9 @@ def predict(residual, fc1, fc2, threshold, hidden, mask):
         end = min(rank, begin + ROWS)
         multiply(residual, fc1, begin, end, hidden, begin)
         for t in range(num_tokens):
-            for n in range(begin, end):
-                hidden[t, n] = max(hidden[t, n], np.float32(0))
+            row = hidden[t, begin:end]
+            for i in range(len(row)):
+                row[i] = max(row[i], np.float32(0))
     num_neurons = fc2.shape[0]
     for block in prange((num_neurons + ROWS - 1) // ROWS):
         begin = block * ROWS
@@ -37,11 +40,12 @@ def predict(residual, fc1, fc2, threshold, hidden, mask):
         scores = np.empty((num_tokens, end - begin), np.float32)
         multiply(hidden, fc2, begin, end, scores, 0)
         for t in range(num_tokens):
-            for i in range(end - begin):
-                mask[t, begin + i] = scores[t, i] > threshold
+            row = mask[t, begin:end]
+            for i in range(len(row)):
+                row[i] = scores[t, i] > threshold
 
 
-@njit
+@njit(error_model="numpy")  # Python's division looks for zeros, one value at a time
 def _activate(gate, up, code, threshold):
     if code == DRELU:
         return max(gate, np.float32(0)) * max(up, np.float32(0))
@@ -65,11 +69,13 @@ def gated(x, gate_up, mask, masked, code, threshold, value):
         sums = np.empty((num_tokens, 2 * (end - begin)), np.float32)
         multiply(x, gate_up, 2 * begin, 2 * end, sums, 0)
         for t in range(num_tokens):
-            for i in range(end - begin):
-                value[t, begin + i] = _activate(sums[t, 2 * i], sums[t, 2 * i + 1], code, threshold)
+            row = value[t, begin:end]
+            for i in range(len(row)):
+                row[i] = _activate(sums[t, 2 * i], sums[t, 2 * i + 1], code, threshold)
             if masked:
-                for n in range(begin, end):
-                    value[t, n] = value[t, n] if mask[t, n] else np.float32(0)
+                keep = mask[t, begin:end]
+                for i in range(len(row)):
+                    row[i] = row[i] if keep[i] else np.float32(0)
 
 
 @njit
@@ -81,16 +87,23 @@ def _alive(gate, code, threshold):
 def gated_by_token(x, gate_up, mask, masked, code, threshold, value):
     """Token by token, its own neurons only; an up row only where the gate leaves something."""
     num_tokens, num_neurons = value.shape
-    num_blocks = (num_neurons + ROWS - 1) // ROWS
+    num_blocks = (num_neurons + NEURONS - 1) // NEURONS
     for work in prange(num_tokens * num_blocks):
-        t, block = work // num_blocks, work % num_blocks
-        for n in range(block * ROWS, min(num_neurons, (block + 1) * ROWS)):
-            value[t, n] = 0
-            if not masked or mask[t, n]:
-                gate = dot(x, (t,), gate_up, (2 * n,))[0]
-                if _alive(gate, code, threshold):
-                    up = dot(x, (t,), gate_up, (2 * n + 1,))[0]
-                    value[t, n] = _activate(gate, up, code, threshold)
+        t, begin = work // num_blocks, work % num_blocks * NEURONS
+        row = value[t, begin : begin + NEURONS]
+        asked = np.empty(len(row), np.int64)
+        count = 0
+        for i in range(len(row)):
+            row[i] = 0
+            if not masked or mask[t, begin + i]:
+                asked[count] = i
+                count += 1
+        for i in range(count):
+            n, m = begin + asked[i], begin + asked[min(i + AHEAD, count - 1)]
+            gate = _gate_dot(x, (t,), gate_up, (2 * n,), (2 * m, 2 * m + 1))[0]
+            if _alive(gate, code, threshold):
+                up = dot(x, (t,), gate_up, (2 * n + 1,), ())[0]
+                row[n - begin] = _activate(gate, up, code, threshold)
 
 
 @njit(cache=True, parallel=True, nogil=True)
@@ -99,46 +112,53 @@ def gated_by_neuron(x, gate_up, mask, masked, code, threshold, value):
     num_tokens, num_neurons = value.shape
     for block in prange((num_neurons + ROWS - 1) // ROWS):
         begin = block * ROWS
-        end = min(num_neurons, begin + ROWS)
-        tokens = np.empty(num_tokens, np.int64)
-        gates = np.empty(num_tokens, np.float32)
-        ups = np.empty(num_tokens, np.float32)
-        values = np.zeros((num_tokens, end - begin), np.float32)
-        for n in range(begin, end):
-            count = 0
-            for t in range(num_tokens):
-                tokens[count] = t
-                count += not masked or mask[t, n]
-            _dots_of(x, tokens, count, gate_up, 2 * n, gates)
-            num_asking, count = count, 0
-            for i in range(num_asking):
-                if _alive(gates[i], code, threshold):
-                    tokens[count], gates[count] = tokens[i], gates[i]
-                    count += 1
-            _dots_of(x, tokens, count, gate_up, 2 * n + 1, ups)
-            for i in range(count):
-                values[tokens[i], n - begin] = _activate(gates[i], ups[i], code, threshold)
+        size = min(num_neurons - begin, ROWS)
+        asking = np.empty((size, num_tokens), np.int64)  # the tokens that ask for a neuron
+        counts = np.zeros(size, np.int64)  # how many they are
         for t in range(num_tokens):
-            for i in range(end - begin):
-                value[t, begin + i] = values[t, i]
+            for i in range(size):
+                if not masked or mask[t, begin + i]:
+                    asking[i, counts[i]] = t
+                    counts[i] += 1
+        asked = np.nonzero(counts)[0]
+        values = np.zeros((num_tokens, size), np.float32)
+        sums = np.empty((2, num_tokens), np.float32)
+        for place in range(len(asked)):
+            i, j = asked[place], asked[min(place + AHEAD, len(asked) - 1)]
+            row, upcoming = 2 * (begin + i), 2 * (begin + j)
+            tokens, gates, ups = asking[i, : counts[i]], sums[0], sums[1]
+            _dots_of(x, tokens, gate_up, row, upcoming, gates)
+            count = 0
+            for k in range(len(tokens)):
+                if _alive(gates[k], code, threshold):
+                    tokens[count], gates[count] = tokens[k], gates[k]
+                    count += 1
+            tokens = tokens[:count]
+            _dots_of(x, tokens, gate_up, row + 1, upcoming + 1, ups)
+            for k in range(count):
+                values[tokens[k], i] = _activate(gates[k], ups[k], code, threshold)
+        for t in range(num_tokens):
+            row = value[t, begin : begin + size]
+            for i in range(size):
+                row[i] = values[t, i]
 
 
 @njit
-def _dots_of(x, tokens, count, w, n, out):
-    """out[i] = x[tokens[i]] . w[n] for the first `count` tokens, one by one or in fours."""
-    if count == 1:
-        out[0] = dot(x, (tokens[0],), w, (n,))[0]
+def _dots_of(x, tokens, w, row, upcoming, out):
+    """out[i] = x[tokens[i]] . w[row], one by one or in fours."""
+    last = len(tokens) - 1
+    if last == 0:
+        out[0] = _one_dot(x, (tokens[0],), w, (row,), (upcoming,))[0]
         return
-    last = count - 1
-    for i in range(0, count, WIDE):
+    for i in range(0, len(tokens), WIDE):
         places = (i, min(i + 1, last), min(i + 2, last), min(i + 3, last))
-        chosen = (tokens[places[0]], tokens[places[1]], tokens[places[2]], tokens[places[3]])
-        sums = _row_dots(x, chosen, w, (n,))
+        chosen = (tokens[i], tokens[places[1]], tokens[places[2]], tokens[places[3]])
+        sums = _four_dots(x, chosen, w, (row,), (upcoming,))
         for j in range(WIDE):
             out[places[j]] = sums[j]
 
 
-@njit(cache=True, parallel=True, fastmath={"contract"}, nogil=True)
+@njit(cache=True, parallel=True, nogil=True)
 def sum_rows(value, down, num_slices, out):
     """out[t] = sum of value[t, n] * down[n] over the neurons n that are not zero, ascending.
 
@@ -151,29 +171,23 @@ def sum_rows(value, down, num_slices, out):
         active = np.empty(NEURONS, np.int64)
         out[:, low:high] = 0
         for begin in range(0, num_neurons, NEURONS):
+            end = min(num_neurons, begin + NEURONS)
             for t in range(num_tokens):
-                count = 0
-                for n in range(begin, min(num_neurons, begin + NEURONS)):
-                    active[count] = n
-                    count += value[t, n] != 0
-                _add_rows(value[t], active[:count], down[:, low:high], out[t, low:high])
+                _add_rows(value[t, begin:end], active, down, begin, low, out[t, low:high])
 
 
-@njit(fastmath={"contract"})
-def _add_rows(weights, rows, table, total):
-    """total += weights[n] * table[n] for each of `rows`, four to one turn through `total`.
-
-    Indices inside the loops over k count from 0: numba guards others against being negative,
-    and nothing is vectorised then.
-    """
-    num_tiled = len(rows) // 4 * 4
+@njit
+def _add_rows(weights, active, down, begin, low, total):
+    """total += weights[i] * down[begin + i, low:] for each weight that is not 0, four at a time."""
+    count = 0
+    for i in range(len(weights)):
+        if weights[i] != 0:
+            active[count] = i
+            count += 1
+    num_tiled = count // 4 * 4
     for i in range(0, num_tiled, 4):
-        a, b, c, d = table[rows[i]], table[rows[i + 1]], table[rows[i + 2]], table[rows[i + 3]]
-        wa, wb = weights[rows[i]], weights[rows[i + 1]]
-        wc, wd = weights[rows[i + 2]], weights[rows[i + 3]]
-        for k in range(len(total)):
-            total[k] = (((total[k] + wa * a[k]) + wb * b[k]) + wc * c[k]) + wd * d[k]
-    for n in rows[num_tiled:]:
-        a, wa = table[n], weights[n]
-        for k in range(len(total)):
-            total[k] = total[k] + wa * a[k]
+        a, b, c, d = active[i], active[i + 1], active[i + 2], active[i + 3]
+        four = (weights[a], weights[b], weights[c], weights[d])
+        _add_four(total, four, down, (begin + a, begin + b, begin + c, begin + d), low)
+    for i in range(num_tiled, count):
+        _add_one(total, (weights[active[i]],), down, (begin + active[i],), low)
