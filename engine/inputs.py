@@ -12,6 +12,7 @@ from ..models.batch import FfnMode, ForwardBatch
 from .request import Request
 from .rows import Rows
 from .scheduler import Schedule
+from .transfer import to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +36,8 @@ def gather(
     token_ids = np.empty(num_tokens, dtype=np.int64)
     positions = np.empty(num_tokens, dtype=np.int64)
     ends = np.cumsum(query_lens)
-    from_device: list[int] = []  # places in the step whose token id only the device knows
-    for item, end in zip(items, ends.tolist(), strict=True):
+    source_rows = np.full(num_tokens, -1)  # the row of a token whose id only the device knows
+    for item, row, end in zip(items, row_ids, ends.tolist(), strict=True):
         begin, stop = end - item.num_tokens, item.start + item.num_tokens
         known = item.request.token_ids[item.start : stop]
         token_ids[begin : begin + len(known)] = known
@@ -44,7 +45,7 @@ def gather(
         if len(known) < item.num_tokens:
             assert len(known) == item.num_tokens - 1, (item.request.id, item.start, stop)
             token_ids[end - 1] = 0
-            from_device.append(end - 1)
+            source_rows[end - 1] = row
     num_columns = -(-max(s + n for s, n in zip(starts, query_lens, strict=True)) // page_size)
     page_tables = rows.page_tables[row_ids, :num_columns]
     request_ids = np.repeat(np.arange(len(items)), query_lens)
@@ -52,22 +53,20 @@ def gather(
     slots = pages * page_size + positions % page_size
     samples = [i for i, item in enumerate(items) if item.samples]
 
-    def to_device(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> Tensor:
-        return torch.from_numpy(array).to(rows.device, non_blocking=True)
-
-    ids = to_device(token_ids)
-    if from_device:
-        requests = request_ids[from_device].tolist()
-        ids[from_device] = rows.last_token[[row_ids[i] for i in requests]]
+    device = rows.device
+    ids = to_device(token_ids, device)
+    if source_rows.max() >= 0:
+        source = to_device(source_rows, device)
+        ids = torch.where(source >= 0, rows.last_token[source.clamp(min=0)], ids)
     batch = ForwardBatch(
         token_ids=ids,
-        positions=to_device(positions),
-        slots=to_device(slots),
-        request_ids=to_device(request_ids),
-        page_tables=to_device(page_tables),
+        positions=to_device(positions, device),
+        slots=to_device(slots, device),
+        request_ids=to_device(request_ids, device),
+        page_tables=to_device(page_tables, device),
         query_lens=tuple(query_lens),
         context_lens=tuple(s + n for s, n in zip(starts, query_lens, strict=True)),
-        sample_at=to_device(ends[samples] - 1),
+        sample_at=to_device(ends[samples] - 1, device),
         ffn_mode=mode,
         active=active,
     )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .request import Request
+from .transfer import to_device
 
 
 class Rows:
@@ -48,27 +49,32 @@ class Rows:
             self.page_tables[row, start : len(request.pages)] = request.pages[start:]
             self.num_pages[row] = len(request.pages)
 
-    def penalty_counts(self, rows: list[int]) -> tuple[Tensor, Tensor]:
-        """(output counts [S, vocab] int32, in prompt [S, vocab] bool) of these rows."""
+    def store_sampled(self, requests: list[Request], token_ids: Tensor) -> None:
+        """Leave what was sampled where the next step finds it, without asking the host for it."""
+        row_ids = to_device([r.row if r.row is not None else -1 for r in requests], self.device)
+        self.last_token[row_ids] = token_ids
+
+    def penalty_counts(self, row: int) -> tuple[Tensor, Tensor]:
+        """(output counts [vocab] int32, in prompt [vocab] bool) of a row."""
         counts, in_prompt = self._tables()
-        return counts[rows], in_prompt[rows]
+        return counts[row], in_prompt[row]
 
     def count_sampled(self, rows: list[int], token_ids: Tensor) -> None:
         """Note what these rows have just sampled, without asking the host for the ids."""
         counts, _ = self._tables()
-        index = torch.tensor(rows, device=self.device)
+        index = to_device(rows, self.device)
         one = torch.ones_like(token_ids, dtype=torch.int32)
         counts.index_put_((index, token_ids), one, accumulate=True)
 
     def _write_counts(self, row: int, request: Request) -> None:
         counts, in_prompt = self._tables()
-        prompt = request.token_ids[: request.num_prompt_tokens]
-        output = torch.tensor(
-            request.token_ids[request.num_prompt_tokens :], dtype=torch.int64, device=self.device
-        )
+        token_ids, num_prompt = request.token_ids, request.num_prompt_tokens
         in_prompt[row] = False
-        in_prompt[row, torch.tensor(prompt, device=self.device)] = True
-        counts[row] = torch.bincount(output, minlength=self.vocab_size).int()
+        in_prompt[row].index_fill_(0, to_device(token_ids[:num_prompt], self.device), True)
+        output = np.bincount(
+            np.array(token_ids[num_prompt:], dtype=np.int64), minlength=self.vocab_size
+        )
+        counts[row] = to_device(output.astype(np.int32), self.device)
 
     def _tables(self) -> tuple[Tensor, Tensor]:
         if self._counts is None or self._in_prompt is None:

@@ -1,4 +1,4 @@
-"""Runs schedules on the model: launch returns at once where the device is asynchronous, settle reads.
+"""Runs schedules on the model: launch returns at once on an asynchronous device, settle reads.
 
 Owns everything that lives on the device: weights, K/V pages, rows.
 """
@@ -22,26 +22,43 @@ from ..models.load import DTYPES, LoadedModel, load, read_config
 from ..models.sparsity.policy import FfnPolicy
 from . import inputs, kv_cache, sampler
 from .config import EngineConfig
+from .graphs import DecodeGraphs
+from .inputs import StepInputs
 from .messages import EngineInfo, TokenLogprobs
 from .request import Request
 from .rows import Rows
 from .sampler import DeviceLogprobs
 from .scheduler import Sampled, Schedule
+from .transfer import HostCopy
 
-MEASURE_EVERY = 16  # steps between two measurements of the active fraction
+# Steps between two measurements of the active fraction; on a GPU one runs without its graph.
+MEASURE_EVERY = {"cpu": 16, "cuda": 512}
 
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """A step under way: its ids are on the device, or on their way to the host."""
+    """A step under way: what it sampled is on its way to the host."""
 
-    schedule: Schedule
     sampling: list[Request]
-    token_ids: Tensor  # [S] int64, on the host once `ready` has happened
-    logprobs: DeviceLogprobs | None
-    ready: torch.cuda.Event | None
+    token_ids: HostCopy  # [S] int64
+    logprobs: HostLogprobs | None
     ffn_mode: FfnMode
-    active: Tensor | None
+    active: HostCopy | None  # [layers]
+
+
+@dataclass(frozen=True, slots=True)
+class HostLogprobs:
+    """DeviceLogprobs on their way to the host."""
+
+    indices: list[int]
+    sampled: HostCopy
+    top: HostCopy
+    top_ids: HostCopy
+
+    @classmethod
+    def of(cls, found: DeviceLogprobs) -> HostLogprobs:
+        copies = (HostCopy(t) for t in (found.sampled, found.top, found.top_ids))
+        return cls(found.indices, *copies)
 
 
 class ModelRunner:
@@ -55,6 +72,7 @@ class ModelRunner:
         rows: Rows,
         page_size: int,
         eos_token_ids: tuple[int, ...],
+        graphs: DecodeGraphs | None = None,
     ) -> None:
         self.decoder = decoder
         self.policy = policy
@@ -62,6 +80,7 @@ class ModelRunner:
         self.rows = rows
         self.page_size = page_size
         self.eos_token_ids = eos_token_ids
+        self.graphs = graphs
         self.num_steps = 0
 
     @torch.inference_mode()
@@ -74,32 +93,50 @@ class ModelRunner:
         mode = self.policy.mode_for(sum(item.num_tokens for item in schedule.items))
         active = self._measure()
         step = inputs.gather(schedule, self.rows, self.page_size, mode, active)
-        if not step.sampling:
-            self.decoder.hidden(step.batch, self.caches)
-            nothing = torch.empty(0, dtype=torch.int64)
-            return Launched(schedule, [], nothing, None, None, mode, active)
-        logits = self.decoder(step.batch, self.caches)
-        token_ids, logprobs = sampler.sample(logits, step.sampling, self.rows, self.eos_token_ids)
-        self.rows.last_token[[request.row for request in step.sampling]] = token_ids
-        host_ids, ready = _to_host(token_ids)
-        return Launched(schedule, step.sampling, host_ids, logprobs, ready, mode, active)
+        logits = self._forward(step)
+        token_ids, logprobs = torch.empty(0, dtype=torch.int64), None
+        if logits is not None:
+            token_ids, logprobs = sampler.sample(
+                logits, step.sampling, self.rows, self.eos_token_ids
+            )
+            self.rows.store_sampled(step.sampling, token_ids)
+        return Launched(
+            step.sampling,
+            HostCopy(token_ids),
+            None if logprobs is None else HostLogprobs.of(logprobs),
+            mode,
+            None if active is None else HostCopy(active),
+        )
 
     def settle(self, launched: Launched) -> Sampled:
         """Wait for the step and read what it sampled."""
-        if launched.ready is not None:
-            launched.ready.synchronize()
+        token_ids: list[int] = launched.token_ids.wait().tolist()
         logprobs = _read_logprobs(launched.logprobs, launched.sampling)
-        active = launched.active
         return Sampled(
             tokens=[
                 (request, token_id, logprobs.get(i))
                 for i, (request, token_id) in enumerate(
-                    zip(launched.sampling, launched.token_ids.tolist(), strict=True)
+                    zip(launched.sampling, token_ids, strict=True)
                 )
             ],
             ffn_mode=launched.ffn_mode.value,
-            active_fraction=None if active is None else active.mean().item(),
+            active_fraction=None
+            if launched.active is None
+            else launched.active.wait().mean().item(),
         )
+
+    def _forward(self, step: StepInputs) -> Tensor | None:
+        """Logits of the tokens to sample [S, vocab]; None where the step samples none."""
+        batch = step.batch
+        if not step.sampling:
+            self.decoder.hidden(batch, self.caches)
+            return None
+        only_decodes = len(step.sampling) == batch.token_ids.shape[0]
+        if self.graphs is not None and only_decodes and batch.active is None:
+            logits = self.graphs.run(batch)
+            if logits is not None:
+                return logits
+        return self.decoder(batch, self.caches)
 
     def release(self, request: Request) -> None:
         self.rows.release(request)
@@ -111,32 +148,22 @@ class ModelRunner:
     def _measure(self) -> Tensor | None:
         """Where this step writes each layer's active fraction, if it is its turn and has one."""
         self.num_steps += 1
-        config = self.decoder.config
-        if self.num_steps % MEASURE_EVERY or not config.activation.is_sparse:
+        config, device = self.decoder.config, self.rows.device
+        if self.num_steps % MEASURE_EVERY[device.type] or not config.activation.is_sparse:
             return None
-        return torch.zeros(config.num_layers, device=self.rows.device)
-
-
-def _to_host(token_ids: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    if token_ids.device.type != "cuda":
-        return token_ids, None
-    host = torch.empty(token_ids.shape, dtype=token_ids.dtype, pin_memory=True)
-    host.copy_(token_ids, non_blocking=True)
-    ready = torch.cuda.Event()
-    ready.record()
-    return host, ready
+        return torch.zeros(config.num_layers, device=device)
 
 
 def _read_logprobs(
-    logprobs: DeviceLogprobs | None, requests: list[Request]
+    logprobs: HostLogprobs | None, requests: list[Request]
 ) -> dict[int, TokenLogprobs]:
     """Place among the step's sampling requests -> what it asked for."""
     if logprobs is None:
         return {}
     read: dict[int, TokenLogprobs] = {}
-    top_ids, top = logprobs.top_ids.tolist(), logprobs.top.tolist()
+    top_ids, top = logprobs.top_ids.wait().tolist(), logprobs.top.wait().tolist()
     for i, (index, sampled) in enumerate(
-        zip(logprobs.indices, logprobs.sampled.tolist(), strict=True)
+        zip(logprobs.indices, logprobs.sampled.wait().tolist(), strict=True)
     ):
         wanted = requests[index].sampling.logprobs or 0
         pairs = list(zip(top_ids[i][:wanted], top[i][:wanted], strict=True))
@@ -164,20 +191,37 @@ def build_runner(config: EngineConfig) -> tuple[ModelRunner, EngineInfo]:
     )
     ops.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)), model.decoder.ops)
     num_pages = kv_cache.choose_num_pages(config, model.config, max_model_len, device, dtype)
+    caches = kv_cache.allocate(model.config, num_pages, config.page_size, device, dtype)
+    policy = _policy(config, model)
+    max_pages = -(-max_model_len // config.page_size)
     runner = ModelRunner(
         model.decoder,
-        _policy(config, model),
-        kv_cache.allocate(model.config, num_pages, config.page_size, device, dtype),
-        Rows(
-            config.max_num_seqs,
-            -(-max_model_len // config.page_size),
-            model.config.vocab_size,
-            device,
-        ),
+        policy,
+        caches,
+        Rows(config.max_num_seqs, max_pages, model.config.vocab_size, device),
         config.page_size,
         model.eos_token_ids,
+        _graphs(config, model, caches, policy, max_pages),
     )
     return runner, _info(config, model, runner, max_model_len, num_pages, device, dtype)
+
+
+@torch.inference_mode()
+def _graphs(
+    config: EngineConfig,
+    model: LoadedModel,
+    caches: list[LayerCache],
+    policy: FfnPolicy,
+    max_pages: int,
+) -> DecodeGraphs | None:
+    """The captured decode steps; None where launching is computing, or routing asks the host."""
+    if model.decoder.embedding.device.type != "cuda" or model.config.num_experts:
+        return None
+    graphs = DecodeGraphs(
+        model.decoder, caches, policy, max_tokens=config.max_num_seqs, max_pages=max_pages
+    )
+    graphs.capture()
+    return graphs
 
 
 @torch.inference_mode()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .request import Request, SamplingParams
 from .rows import Rows, uses_penalties
+from .transfer import to_device
 
 MASK = (1 << 64) - 1
 
@@ -52,13 +53,15 @@ def sample(
         logits = logits.clone() if _wants_logprobs(requests) else logits
         for i in shaped:
             _shape(logits[i], requests[i], rows, eos_token_ids)
-    token_ids = logits.argmax(-1)
+    token_ids, device = logits.argmax(-1), logits.device
     random = [i for i, r in enumerate(requests) if not r.sampling.is_greedy]
     if random:
-        token_ids[random] = _draw(logits[random], [requests[i] for i in random])
+        index = to_device(random, device)
+        token_ids[index] = _draw(logits[index], [requests[i] for i in random])
     counted = [i for i, r in enumerate(requests) if uses_penalties(r)]
     if counted:
-        rows.count_sampled([_row(requests[i]) for i in counted], token_ids[counted])
+        index = to_device(counted, device)
+        rows.count_sampled([_row(requests[i]) for i in counted], token_ids[index])
     return token_ids, _logprobs(original, token_ids, requests)
 
 
@@ -79,10 +82,10 @@ def _shape(logits: Tensor, request: Request, rows: Rows, eos_token_ids: tuple[in
         logits[token_id] += bias
     if s.min_tokens > request.num_output_tokens:
         stops = [*s.stop_token_ids, *(() if s.ignore_eos else eos_token_ids)]
-        logits[stops] = -torch.inf
+        logits.index_fill_(0, to_device(stops, logits.device, torch.int64), -torch.inf)
     if not uses_penalties(request):
         return
-    counts, in_prompt = (table[0] for table in rows.penalty_counts([_row(request)]))
+    counts, in_prompt = rows.penalty_counts(_row(request))
     if s.repetition_penalty != 1.0:
         seen = in_prompt | (counts > 0)
         scaled = torch.where(
@@ -96,21 +99,22 @@ def _draw(logits: Tensor, requests: list[Request]) -> Tensor:
     """Sample by inverting the cumulative distribution at one uniform number a request: [R] int64."""
     device = logits.device
     params = [r.sampling for r in requests]
-    temperature = torch.tensor([p.temperature for p in params], device=device)
+    temperature = to_device([p.temperature for p in params], device)
     probabilities = (logits / temperature[:, None]).softmax(-1)
-    points = torch.tensor(
+    points = to_device(
         [uniform(r.sampling.seed or 0, r.num_output_tokens) for r in requests],
-        dtype=torch.float64,
-        device=device,
+        device,
+        torch.float64,
     )
     filtered = [i for i, p in enumerate(params) if _filters(p)]
     if not filtered:
         return _invert(probabilities, points)
     drawn = _invert(probabilities, points)
-    ordered, ids = probabilities[filtered].sort(dim=-1, descending=True, stable=True)
+    index = to_device(filtered, device)
+    ordered, ids = probabilities[index].sort(dim=-1, descending=True, stable=True)
     ordered = ordered * _kept(ordered, [params[i] for i in filtered])
-    chosen = _invert(ordered, points[filtered])
-    drawn[filtered] = ids.gather(1, chosen[:, None]).squeeze(1)
+    chosen = _invert(ordered, points[index])
+    drawn[index] = ids.gather(1, chosen[:, None]).squeeze(1)
     return drawn
 
 
@@ -121,9 +125,9 @@ def _filters(p: SamplingParams) -> bool:
 def _kept(ordered: Tensor, params: list[SamplingParams]) -> Tensor:
     """Which of the probabilities, sorted downwards, survive top-k, top-p and min-p: [R, vocab]."""
     device, vocab_size = ordered.device, ordered.shape[1]
-    top_k = torch.tensor([p.top_k or vocab_size for p in params], device=device)
-    top_p = torch.tensor([p.top_p for p in params], device=device)[:, None]
-    min_p = torch.tensor([p.min_p for p in params], device=device)
+    top_k = to_device([p.top_k or vocab_size for p in params], device)
+    top_p = to_device([p.top_p for p in params], device)[:, None]
+    min_p = to_device([p.min_p for p in params], device)
     kept = torch.arange(vocab_size, device=device) < top_k[:, None]
     kept &= ordered >= min_p[:, None] * ordered[:, :1]
     # The smallest set that reaches top_p of what top-k and min-p left; always the first token.
@@ -151,7 +155,8 @@ def _logprobs(logits: Tensor, token_ids: Tensor, requests: list[Request]) -> Dev
     if not indices:
         return None
     most = max(requests[i].sampling.logprobs or 0 for i in indices)
-    logprobs = logits[indices].log_softmax(-1)
-    sampled = logprobs.gather(1, token_ids[indices][:, None]).squeeze(1)
+    index = to_device(indices, logits.device)
+    logprobs = logits[index].log_softmax(-1)
+    sampled = logprobs.gather(1, token_ids[index][:, None]).squeeze(1)
     top, top_ids = logprobs.topk(most, dim=-1)
     return DeviceLogprobs(indices, sampled, top, top_ids)

@@ -1,0 +1,117 @@
+"""Decode steps as CUDA graphs: one for each padded number of tokens, captured at start.
+
+A step is copied into the graph's own inputs, so nothing that the GPU reads is written by the host.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..models.attention import LayerCache
+from ..models.batch import FfnMode, ForwardBatch
+from ..models.decoder import Decoder
+from ..models.sparsity.policy import FfnPolicy
+
+SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256)
+
+
+@dataclass(frozen=True, slots=True)
+class GraphKey:
+    """What a captured graph is for; a step finds its graph by the very same key."""
+
+    num_tokens: int
+    ffn_mode: FfnMode
+
+
+def graph_key(num_tokens: int, max_tokens: int, policy: FfnPolicy) -> GraphKey | None:
+    """The graph that runs a decode step of `num_tokens`; None if it is larger than any."""
+    if num_tokens > min(max_tokens, SIZES[-1]):
+        return None
+    padded = SIZES[bisect_left(SIZES, num_tokens)]
+    return GraphKey(padded, policy.mode_for(padded))
+
+
+class DecodeGraphs:
+    """The graphs of one model, and the tensors that they read."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        caches: list[LayerCache],
+        policy: FfnPolicy,
+        *,
+        max_tokens: int,
+        max_pages: int,
+    ) -> None:
+        device = decoder.embedding.device
+        self.decoder = decoder
+        self.caches = caches
+        self.policy = policy
+        self.max_tokens = max_tokens
+        self.graphs: dict[GraphKey, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        size = SIZES[bisect_left(SIZES, min(max_tokens, SIZES[-1]))]
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.zeros(*shape, dtype=dtype, device=device)
+
+        self._token_ids, self._positions, self._slots = zeros(size), zeros(size), zeros(size)
+        self._page_tables = zeros(size, max_pages, dtype=torch.int32)
+        self._rows = torch.arange(size, device=device)
+
+    def capture(self) -> None:
+        """Capture every size, the largest first: the smaller ones fit into its memory."""
+        keys = {graph_key(n, self.max_tokens, self.policy) for n in range(1, self.max_tokens + 1)}
+        found = sorted((k for k in keys if k is not None), key=lambda k: -k.num_tokens)
+        pool = torch.cuda.graph_pool_handle()
+        stream = torch.cuda.Stream()
+        self._slots.fill_(-1)  # write no page while warming up
+        for key in tqdm(found, "Capturing graphs", unit="graph", leave=False):
+            batch = self._batch(key)
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):  # compiles and tunes outside the capture
+                self.decoder(batch, self.caches)
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):
+                logits = self.decoder(batch, self.caches)
+            self.graphs[key] = graph, logits
+
+    def run(self, batch: ForwardBatch) -> Tensor | None:
+        """Logits [B, vocab] of a step of one token a request; None if no graph is that large.
+
+        They are the graph's own memory: read them before the next step is launched.
+        """
+        num_tokens = batch.token_ids.shape[0]
+        key = graph_key(num_tokens, self.max_tokens, self.policy)
+        if key is None:
+            return None
+        self._token_ids[:num_tokens] = batch.token_ids
+        self._positions[:num_tokens] = batch.positions
+        self._slots[:num_tokens] = batch.slots
+        self._slots[num_tokens : key.num_tokens] = -1  # who is not there writes nothing
+        self._positions[num_tokens : key.num_tokens] = 0
+        num_pages = batch.page_tables.shape[1]
+        self._page_tables[:num_tokens, :num_pages] = batch.page_tables
+        graph, logits = self.graphs[key]
+        graph.replay()
+        return logits[:num_tokens]
+
+    def _batch(self, key: GraphKey) -> ForwardBatch:
+        """A view of the inputs, as wide as the graph."""
+        n = key.num_tokens
+        return ForwardBatch(
+            token_ids=self._token_ids[:n],
+            positions=self._positions[:n],
+            slots=self._slots[:n],
+            request_ids=self._rows[:n],
+            page_tables=self._page_tables[:n],
+            query_lens=(1,) * n,
+            context_lens=(1,) * n,
+            sample_at=self._rows[:n],
+            ffn_mode=key.ffn_mode,
+        )

@@ -1,0 +1,77 @@
+"""Every decode step finds the graph that was captured for it, and the graph says the same."""
+
+import published
+import pytest
+import torch
+from scripted import run, submit
+
+from turbosparse.engine.config import EngineConfig
+from turbosparse.engine.core import EngineCore
+from turbosparse.engine.graphs import SIZES, graph_key
+from turbosparse.engine.pages import PagePool
+from turbosparse.engine.runner import build_runner
+from turbosparse.engine.scheduler import Scheduler
+from turbosparse.models.batch import FfnMode
+from turbosparse.models.sparsity.policy import FfnPolicy
+
+POLICY = FfnPolicy((4, 64, 512), (FfnMode.TOKEN, FfnMode.UNION, FfnMode.DENSE))
+
+
+@pytest.mark.parametrize("max_tokens", [1, 3, 64, 200, 256, 1000])
+def test_every_decode_size_up_to_the_limit_finds_its_graph(max_tokens):
+    """Capture asks for the keys of 1 ... max; a step's own key must be among them."""
+    captured = {graph_key(n, max_tokens, POLICY) for n in range(1, max_tokens + 1)} - {None}
+    for num_tokens in range(1, min(max_tokens, SIZES[-1]) + 1):
+        key = graph_key(num_tokens, max_tokens, POLICY)
+        assert key in captured
+        assert key.num_tokens >= num_tokens
+        assert key.ffn_mode is POLICY.mode_for(key.num_tokens), "chosen by the padded count"
+    assert graph_key(max_tokens + 1, max_tokens, POLICY) is None
+
+
+def test_padding_is_never_more_than_a_third_beyond_eight():
+    for num_tokens in range(8, SIZES[-1] + 1):
+        assert graph_key(num_tokens, SIZES[-1], POLICY).num_tokens <= num_tokens * 3 / 2
+
+
+def texts(directory, *, graphs: bool, overlap: bool) -> dict[str, list[int]]:
+    """Greedy and seeded texts of requests that come and go, so that every size is met."""
+    config = EngineConfig(
+        model=str(directory), device="cuda", num_pages=300, page_size=4, max_num_seqs=13
+    )
+    runner, info = build_runner(config)
+    assert runner.graphs is not None
+    if not graphs:
+        runner.graphs = None
+    pool = PagePool(300, 4)
+    scheduler = Scheduler(
+        pool, max_num_seqs=13, max_num_batched_tokens=64, max_model_len=info.max_model_len
+    )
+    core = EngineCore(runner, scheduler, info.eos_token_ids, overlap=overlap)
+    generator = torch.Generator().manual_seed(3)
+    for i in range(20):
+        prompt = torch.randint(0, 97, (3 + i,), generator=generator).tolist()
+        temperature = 0.0 if i % 2 else 0.8
+        core.add(
+            submit(
+                f"{i}", prompt, 5 + i, temperature=temperature, seed=i, top_p=0.9, ignore_eos=True
+            )
+        )
+    return run(core).tokens
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["turbosparse-mistral", "bamboo"])
+def test_graphs_change_no_token(tmp_path, name):
+    directory = published.make(tmp_path, name)
+    with torch.inference_mode():
+        eager = texts(directory, graphs=False, overlap=False)
+        assert texts(directory, graphs=True, overlap=False) == eager
+        assert texts(directory, graphs=True, overlap=True) == eager
+
+
+@pytest.mark.gpu
+def test_experts_run_without_graphs(tmp_path):
+    directory = published.make(tmp_path, "turbosparse-mixtral")
+    runner, _ = build_runner(EngineConfig(model=str(directory), device="cuda", num_pages=50))
+    assert runner.graphs is None
