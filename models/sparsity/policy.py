@@ -21,11 +21,15 @@ class FfnPolicy:
 
     @classmethod
     def fastest(cls, seconds: dict[int, dict[FfnMode, float]]) -> FfnPolicy:
-        """The fastest mode of each measured size, sizes of the same answer joined."""
+        """The fastest mode of each measured size, sizes of the same answer joined.
+
+        `seconds[num_tokens][mode]`; of equals the first in `FfnMode`.
+        """
         sizes: list[int] = []
         modes: list[FfnMode] = []
         for size in sorted(seconds):
-            best = min(seconds[size], key=lambda mode: seconds[size][mode])
+            times = seconds[size]
+            best = min((mode for mode in FfnMode if mode in times), key=times.__getitem__)
             if modes and modes[-1] is best:
                 sizes[-1] = size
             else:

@@ -1,0 +1,190 @@
+"""Predictors, modes and the policy between them: what is skipped, and who decides how."""
+
+import published
+import pytest
+import torch
+from whole import logits_of
+
+from turbosparse.models import calibration
+from turbosparse.models.batch import FfnMode
+from turbosparse.models.load import LoadedModel, load
+from turbosparse.models.sequence import observe, random_ids
+from turbosparse.models.sparsity.policy import FfnPolicy
+from turbosparse.models.sparsity.predictor import OraclePredictor, recall
+
+CPU = torch.device("cpu")
+IDS = torch.randint(0, 97, (37,), generator=torch.Generator().manual_seed(1)).tolist()
+TOKEN, UNION, DENSE = FfnMode
+PLAIN = ["bamboo", "prosparse", "minicpm-s", "sakana"]  # ReLU, no predictor of their own
+
+
+def read(directory, name: str) -> LoadedModel:
+    return load(published.make(directory, name), CPU, torch.float32)
+
+
+def oracle_of(ffn) -> OraclePredictor:
+    return OraclePredictor(ffn.gate_up, ffn.activation, ffn.threshold)
+
+
+# The oracle: the true mask tells a wrong kernel from a wrong prediction.
+
+
+@pytest.mark.parametrize("mode", FfnMode)
+@pytest.mark.parametrize("name", PLAIN)
+def test_the_oracle_leaves_the_function_alone(tmp_path, name, mode):
+    model = read(tmp_path, name)
+    want = logits_of(model.decoder, IDS, DENSE)
+    for layer in model.decoder.layers:
+        layer.ffn.predictor = oracle_of(layer.ffn)
+    torch.testing.assert_close(logits_of(model.decoder, IDS, mode), want, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_one_neuron_less_than_the_oracle_changes_the_function(tmp_path, name):
+    """If this fails, the test above proves nothing."""
+
+    class OneLess(OraclePredictor):
+        def select(self, residual, x):
+            mask = super().select(residual, x)
+            mask[:, mask.sum(0).argmax()] = False
+            return mask
+
+    model = read(tmp_path, name)
+    want = logits_of(model.decoder, IDS, DENSE)
+    for layer in model.decoder.layers:
+        ffn = layer.ffn
+        ffn.predictor = OneLess(ffn.gate_up, ffn.activation, ffn.threshold)
+    assert (logits_of(model.decoder, IDS, TOKEN) - want).abs().max() > 1e-3
+
+
+def test_recall_counts_the_active_neurons_that_a_mask_keeps():
+    truth = torch.tensor([[True, True, True, True], [False, False, False, False]])
+    mask = torch.tensor([[True, False, True, True], [True, True, False, False]])
+    assert recall(mask, truth) == 0.75
+    assert recall(truth, truth) == 1
+    assert recall(mask, torch.zeros_like(mask)) == 1, "nothing to miss"
+
+
+def test_a_random_predictor_recalls_what_it_keeps_and_the_oracle_everything(tmp_path):
+    model = read(tmp_path, "turbosparse-mistral")
+    seen = observe(model.decoder, torch.tensor(IDS))
+    for layer, (x, residual) in zip(model.decoder.layers, seen.ffn_inputs, strict=True):
+        truth = oracle_of(layer.ffn).select(residual, x)
+        mask = layer.ffn.predictor.select(residual, x)
+        assert recall(oracle_of(layer.ffn).select(residual, x), truth) == 1
+        # 3700 neurons a layer, seeded: untrained, it knows nothing of the truth.
+        assert recall(mask, truth) == pytest.approx(mask.float().mean().item(), abs=0.1)
+
+
+def test_the_predictor_reads_the_residual_and_not_the_normed_input(tmp_path):
+    """The wrong input gives a plausible, wrong mask."""
+    model = read(tmp_path, "turbosparse-mistral")
+    seen = observe(model.decoder, torch.tensor(IDS))
+    for layer, (x, residual) in zip(model.decoder.layers, seen.ffn_inputs, strict=True):
+        predictor = layer.ffn.predictor
+        right, wrong = predictor.select(residual, x), predictor.select(x, residual)
+        hidden = (residual @ predictor.fc1.weight.T).relu()
+        assert (right == (hidden @ predictor.fc2.weight.T > 0)).float().mean() > 0.999
+        assert (right != wrong).float().mean() > 0.02
+
+
+# The active fraction: what the engine reports as skipped.
+
+
+@pytest.mark.parametrize("name", ["turbosparse-mistral", "bamboo"])
+def test_the_active_fraction_is_the_share_of_computed_neurons(tmp_path, name):
+    model = read(tmp_path, name)
+    seen = observe(model.decoder, torch.tensor(IDS))
+    for layer, (x, residual), active in zip(
+        model.decoder.layers, seen.ffn_inputs, seen.active, strict=True
+    ):
+        predictor = layer.ffn.predictor or oracle_of(layer.ffn)
+        torch.testing.assert_close(active, predictor.select(residual, x).float().mean())
+
+
+def test_the_active_fraction_of_experts_is_of_those_that_a_token_chose(tmp_path):
+    model = read(tmp_path, "turbosparse-mixtral")
+    seen = observe(model.decoder, torch.tensor(IDS))
+    for layer, (x, residual), active in zip(
+        model.decoder.layers, seen.ffn_inputs, seen.active, strict=True
+    ):
+        moe = layer.ffn
+        chosen = (x @ moe.router.weight.T).topk(2).indices  # [T, 2]
+        masks = torch.stack([e.predictor.select(residual, x) for e in moe.experts], 1)
+        picked = masks[torch.arange(len(IDS))[:, None], chosen]
+        torch.testing.assert_close(active, picked.float().mean())
+
+
+# The policy: measured numbers in, a mode for each padded token count out.
+
+SECONDS = {
+    1: {TOKEN: 1.0, UNION: 2.0, DENSE: 9.0},
+    4: {TOKEN: 3.0, UNION: 4.0, DENSE: 9.0},
+    16: {TOKEN: 9.0, UNION: 5.0, DENSE: 9.5},
+    64: {TOKEN: 30.0, UNION: 20.0, DENSE: 10.0},
+}
+
+
+def test_the_policy_takes_the_fastest_measured_mode():
+    policy = FfnPolicy.fastest(SECONDS)
+    assert policy.table() == {4: "token", 16: "union", 64: "dense"}
+    wanted = {1: TOKEN, 2: TOKEN, 4: TOKEN, 5: UNION, 16: UNION, 17: DENSE, 64: DENSE, 999: DENSE}
+    assert {n: policy.mode_for(n) for n in wanted} == wanted
+
+
+def test_the_policy_depends_on_the_numbers_alone():
+    backwards = {
+        size: dict(reversed(SECONDS[size].items())) for size in sorted(SECONDS, reverse=True)
+    }
+    assert FfnPolicy.fastest(backwards) == FfnPolicy.fastest(SECONDS)
+    for tie in ((TOKEN, UNION, DENSE), (DENSE, UNION, TOKEN)):
+        assert FfnPolicy.fastest({1: dict.fromkeys(tie, 1.0)}) == FfnPolicy.always(TOKEN)
+
+
+def test_one_mode_for_everything():
+    policy = FfnPolicy.always(UNION)
+    assert {policy.mode_for(n) for n in (1, 7, 10**6)} == {UNION}
+
+
+def test_calibration_measures_every_mode_up_to_the_largest_step(tmp_path, monkeypatch):
+    """With a clock of our own: the tables above, read back."""
+    model = read(tmp_path, "turbosparse-mistral")
+    asked = []
+
+    def clock(ffn, x, residual, batch):
+        assert len(x) == len(residual) == len(batch.token_ids)
+        asked.append((len(x), batch.ffn_mode))
+        return {1: SECONDS[1], 4: SECONDS[4], 16: SECONDS[16]}.get(len(x), SECONDS[64])[
+            batch.ffn_mode
+        ]
+
+    monkeypatch.setattr(calibration, "_seconds", clock)
+    policy = calibration.calibrate(model.decoder, 300)  # more than the 256 positions of a request
+    assert asked == [(size, mode) for size in (1, 4, 16, 64, 256, 300) for mode in FfnMode]
+    assert policy.table() == {4: "token", 16: "union", 300: "dense"}
+
+
+def test_calibration_times_the_layer_of_mean_density(tmp_path, monkeypatch):
+    model = read(tmp_path, "turbosparse-mistral")
+    for layer, density in zip(model.decoder.layers, (0.9, 0.0, 0.5), strict=True):
+        neurons = layer.ffn.predictor.fc2.weight
+        neurons.zero_()
+        neurons[: int(density * len(neurons))] = 1  # on wherever any hidden unit is
+    timed = []
+    monkeypatch.setattr(calibration, "_seconds", lambda ffn, *_: timed.append(ffn) or 1.0)
+    calibration.calibrate(model.decoder, 4)
+    active = observe(model.decoder, random_ids(model.decoder, 64)).active
+    assert active.argsort().tolist() == [1, 2, 0]
+    assert set(timed) == {model.decoder.layers[2].ffn}
+
+
+def test_calibration_of_a_dense_model_is_not_a_question(tmp_path):
+    changes = {"model_type": "mistral", "hidden_act": "silu"}
+    directory = published.make(tmp_path, "bamboo", **changes)
+    model = load(directory, CPU, torch.float32)
+    assert calibration.calibrate(model.decoder, 64) == FfnPolicy.always(DENSE)
+
+
+def test_calibration_really_times(tmp_path):
+    policy = calibration.calibrate(read(tmp_path, "turbosparse-mixtral").decoder, 8)
+    assert policy.sizes[-1] == 8
