@@ -1,4 +1,4 @@
-"""One layer's FFN in its modes, on this machine, in one run: seconds per call by batch size.
+"""One layer's FFN in its modes, on this machine, in one run: milliseconds per call by batch size.
 
 The shape is TurboSparse-Mistral-7B's unless told otherwise; weights are random, the predictor is
 planted at the density asked for (synthetic), and residuals are random. `dense` is the same layer
@@ -8,16 +8,20 @@ without its predictor; the other columns include the predictor. Exits 1 if --mus
 import argparse
 import platform
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
-from turbosparse.models.batch import FfnMode, ForwardBatch
+from turbosparse.models.batch import FfnMode
 from turbosparse.models.config import Activation, ModelConfig
 from turbosparse.models.kernels import ops
-from turbosparse.models.layers import weight
+from turbosparse.models.sequence import sequence_batch
 from turbosparse.models.sparsity.ffn import SparseFFN
 from turbosparse.models.sparsity.predictor import LowRankPredictor
 from turbosparse.models.tools.synthetic import plant_thresholds
+
+MODES = (FfnMode.DENSE, FfnMode.TOKEN, FfnMode.UNION)
 
 
 def main() -> None:
@@ -28,12 +32,12 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     ffn = build(args, chosen, generator)
     print(
-        f"{platform.processor() or platform.machine()}, {args.threads} threads, fp32, "
-        f"torch {torch.__version__}; hidden {args.hidden}, neurons {args.neurons}, "
-        f"predictor rank {args.rank}; kernels: {chosen.chosen()['ffn']}; synthetic"
+        f"{processor()}, {args.threads} threads, fp32, torch {torch.__version__}; "
+        f"hidden {args.hidden}, neurons {args.neurons}, predictor rank {args.rank}; "
+        f"kernels: {chosen.chosen()['ffn']}; synthetic"
     )
     print("batch  active  union      dense   dense+mask        token        union   (ms, x dense)")
-    ratios = [measure(ffn, num_tokens, args, generator) for num_tokens in args.batch]
+    ratios = [measure(ffn, num_tokens, args.repeats, generator) for num_tokens in args.batch]
     if args.must is not None and ratios[0] > args.must:
         raise SystemExit(f"batch {args.batch[0]}: {ratios[0]:.2f}x of dense, over {args.must}x")
 
@@ -51,6 +55,14 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def processor() -> str:
+    """The CPU's name, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def build(args: argparse.Namespace, chosen: ops.Ops, generator: torch.Generator) -> SparseFFN:
     config = ModelConfig(
         family="synthetic",
@@ -65,59 +77,56 @@ def build(args: argparse.Namespace, chosen: ops.Ops, generator: torch.Generator)
         max_positions=1,
     )
     predictor = LowRankPredictor(args.hidden, args.rank, args.neurons, chosen)
-    for parameter in (predictor.fc1.weight, predictor.fc2.weight):
+    fc1, fc2 = predictor.fc1.weight, predictor.fc2.weight
+    for parameter in (fc1, fc2):
         parameter.normal_(generator=generator)
     residual = torch.randn(512, args.hidden, generator=generator)
-    predictor.fc2.weight.copy_(
-        plant_thresholds(
-            residual, predictor.fc1.weight, predictor.fc2.weight, args.density, generator
-        )
-    )
+    fc2.copy_(plant_thresholds(residual, fc1, fc2, args.density, generator))
     ffn = SparseFFN(config, chosen, predictor)
     for parameter in (ffn.gate_up, ffn.down):
         parameter.normal_(generator=generator).div_(args.hidden**0.5)
     return ffn
 
 
-def measure(
-    ffn: SparseFFN, num_tokens: int, args: argparse.Namespace, generator: torch.Generator
-) -> float:
+def measure(ffn: SparseFFN, num_tokens: int, repeats: int, generator: torch.Generator) -> float:
     """Print one row; return token's time over dense's."""
-    residual = torch.randn(num_tokens, args.hidden, generator=generator)
-    x = torch.randn(num_tokens, args.hidden, generator=generator)
-    predictor, ffn.predictor = ffn.predictor, None
-    dense = median(lambda: ffn(x, residual, batch(num_tokens, FfnMode.DENSE), 0), args.repeats)
-    ffn.predictor = predictor
+    hidden = ffn.down.shape[1]
+    residual, x = (torch.randn(num_tokens, hidden, generator=generator) for _ in range(2))
+    predictor = ffn.predictor
+    assert predictor is not None
     mask = predictor.select(residual, x)
-    modes = (FfnMode.DENSE, FfnMode.TOKEN, FfnMode.UNION)
-    # In turn, so that a slow moment of the machine does not fall on one mode.
-    times = {
-        mode: median(lambda mode=mode: ffn(x, residual, batch(num_tokens, mode), 0), args.repeats)
-        for mode in modes
-    }
-    cells = "  ".join(f"{times[m] * 1e3:7.2f} {times[m] / dense:4.2f}" for m in modes)
+
+    def call(mode: FfnMode, masked: bool) -> Callable[[], object]:
+        step = sequence_batch(torch.arange(num_tokens), mode)
+
+        def run() -> object:
+            ffn.predictor = predictor if masked else None
+            return ffn(x, residual, step, 0)
+
+        return run
+
+    calls = [call(FfnMode.DENSE, False), *(call(mode, True) for mode in MODES)]
+    dense, *times = medians(calls, repeats)
+    ffn.predictor = predictor
+    cells = "  ".join(f"{seconds * 1e3:7.2f} {seconds / dense:4.2f}" for seconds in times)
     print(
         f"{num_tokens:5}  {mask.float().mean():6.1%}  {mask.any(0).float().mean():5.1%}  "
         f"{dense * 1e3:9.2f}  {cells}"
     )
-    return times[FfnMode.TOKEN] / dense
+    return times[MODES.index(FfnMode.TOKEN)] / dense
 
 
-def batch(num_tokens: int, mode: FfnMode) -> ForwardBatch:
-    places = torch.arange(num_tokens)
-    return ForwardBatch(
-        places, places, places, places, weight(1, 1), (num_tokens,), (num_tokens,), places, mode
-    )
-
-
-def median(call, repeats: int) -> float:
-    call()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
+def medians(calls: list[Callable[[], object]], repeats: int) -> list[float]:
+    """Seconds of each; taken in turn, so that a slow moment does not fall on one of them."""
+    seconds: list[list[float]] = [[] for _ in calls]
+    for call in calls:
         call()
-        times.append(time.perf_counter() - start)
-    return sorted(times)[len(times) // 2]
+    for _ in range(repeats):
+        for call, times in zip(calls, seconds, strict=True):
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
+    return [sorted(times)[len(times) // 2] for times in seconds]
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """Speed over HTTP, as a client sees it: tokens a second, time to first token, inter-token latency.
 
-    python benchmarks/serve.py                        # a random dense Mistral and its TurboSparse twin
-    python benchmarks/serve.py models/tiny            # any checkpoints
+    python benchmarks/serve.py                    # a random dense Mistral and its TurboSparse twin
+    python benchmarks/serve.py models/tiny        # any checkpoints
     python benchmarks/serve.py --url http://127.0.0.1:8000
 
-Starts a server for each model, loads them in turn on loopback with a closed loop of streams (each of
-the `concurrency` clients sends its next request when the last one has ended), and prints a table.
-Rounds alternate between the models, and the best round counts: another process can only slow one down.
+Starts a server for each model and loads them in turn on loopback: each of the `concurrency` clients
+sends its next request when the last one has ended. Rounds alternate
+between the models, and the best round counts: another process can only slow one down.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import os
 import platform
 import random
 import re
@@ -23,8 +24,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -128,6 +127,15 @@ def served(model: str, flags: list[str]) -> Iterator[str]:
         process.wait(60)
 
 
+def processor() -> str:
+    """What /proc calls it; platform.processor() is empty on most Linux systems."""
+    try:
+        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found[1] if found else platform.machine()
+
+
 def quantile(values: list[float], share: float) -> float:
     return statistics.quantiles(values, n=100, method="inclusive")[round(share * 100) - 1] * 1e3
 
@@ -169,8 +177,10 @@ def main() -> None:
             flags = arguments.flags.split()
             urls = {n: stack.enter_context(served(m, flags)) for n, m in models.items()}
         best = measure(arguments, urls)
-    print(f"{platform.processor() or platform.machine()}, {len(__import__('os').sched_getaffinity(0))} cores")
-    print(f"{'':>12} {'conc.':>5} {'tok/s':>9}{'TTFT p50':>10}{'p99':>10}{'ITL p50':>10}{'p99 ms':>10}")
+    print(f"{processor()}, {len(os.sched_getaffinity(0))} cores; times in ms")
+    print(
+        f"{'':>12} {'conc.':>5} {'tok/s':>9}{'TTFT p50':>10}{'p99':>10}{'ITL p50':>10}{'p99':>10}"
+    )
     for (name, _), load in best.items():
         print(row(name, load))
     if arguments.json:

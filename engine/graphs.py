@@ -63,9 +63,10 @@ class DecodeGraphs:
         self._page_tables = zeros(size, max_pages, dtype=torch.int32)
         self._rows = torch.arange(size, device=device)
 
-    def capture(self) -> None:
+    def capture(self, only: int | None = None) -> None:
         """Capture every size, the largest first: the smaller ones fit into its memory."""
-        keys = {graph_key(n, self.max_tokens, self.policy) for n in range(1, self.max_tokens + 1)}
+        sizes = range(1, self.max_tokens + 1) if only is None else [only]
+        keys = {graph_key(n, self.max_tokens, self.policy) for n in sizes}
         found = sorted((k for k in keys if k is not None), key=lambda k: -k.num_tokens)
         pool = torch.cuda.graph_pool_handle()
         stream = torch.cuda.Stream()

@@ -154,13 +154,13 @@ def plant_thresholds(
     There are no biases, and the hidden units are not negative, so subtracting c from a row of fc2
     turns `score > 0` into `score / sum(hidden) > c`: a threshold that does not depend on the scale.
     """
-    hidden = (residual @ fc1.T).relu()
-    ratios = (hidden / hidden.sum(1, keepdim=True)) @ fc2.T  # [samples, N]
+    hidden = (residual.float() @ fc1.float().T).relu()
+    ratios = (hidden / hidden.sum(1, keepdim=True)) @ fc2.float().T  # [samples, N]
     seed = int(torch.randint(2**31, (), generator=generator))  # torch's Beta takes no generator
     fires = np.random.default_rng(seed).beta(1.0, 1.0 / density - 1.0, fc2.shape[0])
-    rank = ((1 - torch.from_numpy(fires)) * (len(ratios) - 1)).round().long()
+    rank = ((1 - torch.from_numpy(fires)) * (len(ratios) - 1)).round().long().to(fc2.device)
     threshold = ratios.sort(0).values.gather(0, rank[None])[0]
-    return fc2 - threshold[:, None]
+    return (fc2.float() - threshold[:, None]).to(fc2.dtype)
 
 
 @torch.inference_mode()
@@ -179,9 +179,11 @@ def plant(decoder: Decoder, density: float, generator: torch.Generator) -> list[
         planted.append(plant_thresholds(args[1], fc1, fc2, density, generator))
         predictor.fc2.weight = nn.Parameter(planted[-1], requires_grad=False)
 
-    for layer in decoder.layers:
-        layer.get_submodule("ffn").register_forward_pre_hook(before)
+    ffns = [layer.get_submodule("ffn") for layer in decoder.layers]
+    hooks = [ffn.register_forward_pre_hook(before) for ffn in ffns]
     observe(decoder, random_ids(decoder, SAMPLES))
+    for hook in hooks:
+        hook.remove()
     return planted
 
 
