@@ -7,7 +7,7 @@ from dataclasses import replace
 from ..config import Activation, ModelConfig
 from ..fields import Fields, Json
 from .naming import mlp_sources as sources
-from .parsing import activation_of, llama_config
+from .parsing import activation_of, fatrelu_threshold, llama_config
 
 __all__ = ["parse", "sources"]
 
@@ -20,9 +20,9 @@ def parse(json: Json) -> ModelConfig:
         "relu": Activation.RELU,
         "fatrelu": Activation.FATRELU,
     }
-    fields = Fields(json)
-    threshold = fields.number("hidden_act_param", 0.0)
-    config = llama_config(json, "minicpm", activation_of(json, known), threshold=threshold)
+    fields, activation = Fields(json), activation_of(json, known)
+    threshold = fatrelu_threshold(json, activation)
+    config = llama_config(json, "minicpm", activation, threshold=threshold)
     return replace(
         config,
         tie_embeddings=fields.flag("tie_word_embeddings", True),

@@ -57,12 +57,23 @@ def llama_config(
         tie_embeddings=fields.flag("tie_word_embeddings", False),
         dtype=fields.text("dtype", fields.text("torch_dtype", "float32")),
     )
+    if config.head_dim % 2:
+        raise ModelError(f"config.json: head_dim={config.head_dim} is odd; rotary pairs are not")
     if config.num_heads % config.num_kv_heads:
         raise ModelError(
             f"config.json: num_attention_heads={num_heads} is not a multiple of "
             f"num_key_value_heads={config.num_kv_heads}"
         )
     return config
+
+
+def fatrelu_threshold(json: Json, activation: Activation) -> float:
+    """`hidden_act_param`, without which FATReLU is not defined; 0 for other activations."""
+    if activation is not Activation.FATRELU:
+        return 0.0
+    if json.get("hidden_act_param") is None:
+        raise ModelError("config.json: hidden_act='fatrelu' needs hidden_act_param, its threshold")
+    return Fields(json).number("hidden_act_param", 0.0)
 
 
 def window(json: Json) -> int | None:

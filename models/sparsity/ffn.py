@@ -43,7 +43,7 @@ class SparseFFN(nn.Module):
         )
 
     def active_fraction(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Share of the neurons that are computed, mean over the tokens: a scalar tensor."""
+        """Share of the neurons that the mask keeps, or without one that are not zero: a scalar."""
         if mask is None:
             mask = reference.gated(x, self.gate_up, self.activation, self.threshold) != 0
         return mask.float().mean()

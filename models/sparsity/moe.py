@@ -14,7 +14,8 @@ from ..layers import Linear
 class MoE(nn.Module):
     """Mixtral's router: softmax over all experts, the best k, renormalised to one.
 
-    The layer's active fraction is of the neurons of the k experts that a token chose.
+    The layer's active fraction is of the neurons of the k experts that a token chose. `nonzero`
+    makes the host wait for the router, so a step of such a model is no CUDA graph.
     """
 
     def __init__(self, config: ModelConfig, ops: Ops, experts: list[nn.Module]) -> None:

@@ -188,6 +188,22 @@ def test_a_config_that_asks_for_another_function_is_refused_by_name(tmp_path, ch
         read(directory)
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("prosparse", {"hidden_act_param": None}, r"'fatrelu' needs hidden_act_param"),
+        ("minicpm-s", {"hidden_act_param": "x"}, r"hidden_act_param must be a number, got 'x'"),
+        ("turbosparse-mixtral", {"num_experts_per_tok": 9}, r"num_experts_per_tok=9 of num_local"),
+        ("bamboo", {"head_dim": 7}, r"head_dim=7 is odd"),
+    ],
+)
+def test_what_a_family_cannot_do_without_is_named(tmp_path, name, changes, message):
+    directory = published.make(tmp_path, name)
+    edit(directory, **changes)
+    with pytest.raises(ModelError, match=message):
+        read(directory)
+
+
 def test_missing_and_damaged_files_are_told_apart(tmp_path):
     with pytest.raises(ModelError, match=r"config\.json is missing"):
         read(tmp_path)
