@@ -224,6 +224,7 @@ def attend(
         DIM=dim,
         BLOCK=BLOCK,
         num_warps=4,
+        num_stages=3 if q.element_size() == 2 else 2,
     )
     combine_kernel[(num_tokens * num_heads,)](
         partial,

@@ -130,6 +130,7 @@ def _multiply(x: Tensor, weight: Tensor, out: Tensor, threshold: float, *, score
             num_warps=4,
         )
     else:
+        tokens = power_of_two(max(16, num_tokens))
         dots_kernel[(ceil_div(num_rows, 16),)](
             x,
             weight,
@@ -137,9 +138,9 @@ def _multiply(x: Tensor, weight: Tensor, out: Tensor, threshold: float, *, score
             *sizes,
             SCORES=scores,
             SPLIT=x.dtype != weight.dtype,
-            TOKENS=power_of_two(max(16, num_tokens)),
+            TOKENS=tokens,
             BLOCK_N=16,
-            BLOCK_K=256,
+            BLOCK_K=min(256, 16384 // tokens // x.element_size()),
             num_warps=4,
         )
 

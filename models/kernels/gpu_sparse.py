@@ -262,7 +262,9 @@ def sparse(
         "SEGMENT": SEGMENT,
         "SEGMENTS": power_of_two(num_segments),
     }
-    block_n, block_k = (16, 256) if use_dot else (4, 512)
+    block_n = 16 if use_dot else 4
+    # a tile of tokens by columns, three of them in flight, must fit into shared memory
+    block_k = min(512 if not use_dot else 256, 16384 // tokens // x.element_size())
     programs = min(528, ceil_div(num_neurons, block_n))
     values_kernel[(programs,)](
         x,
@@ -278,7 +280,7 @@ def sparse(
         threshold,
         ACTIVATION=activation.value,
         BLOCK_N=block_n,
-        BLOCK_K=min(block_k, power_of_two(hidden)) if not use_dot else block_k,
+        BLOCK_K=block_k,
         num_warps=4,
         **shared,
     )
