@@ -6,13 +6,15 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
+from .cpu_jit import kernel
 from .cpu_simd import exp, row_sum, tile
 
-_key_dots = tile(1, 4)
+KEYS, AHEAD = 4, 8  # keys to a tile, and how far ahead of them others are asked for
+_scores = tile(1, KEYS)
 _add_one, _add_four = row_sum(1), row_sum(4)
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def rotate_and_store(qkv, cos, sin, k_cache, v_cache, positions, slots, q):
     """Heads as [.., 2, D/2]: the two halves that a rotation mixes."""
     num_tokens, num_heads, _, half = q.shape
@@ -35,36 +37,39 @@ def rotate_and_store(qkv, cos, sin, k_cache, v_cache, positions, slots, q):
                 v_cache[page, head, offset, 1, d] = qkv[t, value, 1, d]
 
 
-@njit(cache=True, parallel=True, nogil=True, error_model="numpy")
+@kernel(parallel=True, error_model="numpy")
 def attend(q, keys, values, page_size, requests, page_tables, positions, scale, window, out):
     """q, out [T, K, H/K, D]; keys, values [pages * K * page_size, D], a page's head contiguous.
 
     One page after the other, the sums rescaled whenever a larger score turns up.
     """
     num_tokens, num_kv_heads, group, head_dim = q.shape
-    queries = q.reshape(-1, head_dim)
     for work in prange(num_tokens * num_kv_heads):
         t, kv_head = work // num_kv_heads, work % num_kv_heads
+        queries = q[t, kv_head]
         end = positions[t] + 1
         begin = max(0, end - window)
-        buffer = np.empty(page_size, np.float32)
+        weights = np.empty((group, page_size), np.float32)
         total = np.zeros((group, head_dim), np.float32)
         peak = np.full(group, -np.inf, np.float32)
         norm = np.zeros(group, np.float32)
         for column in range(begin // page_size, (end + page_size - 1) // page_size):
             page = page_tables[requests[t], column]
             low = max(0, begin - column * page_size)
-            high = min(page_size, end - column * page_size)
+            num_keys = min(page_size, end - column * page_size) - low
             first = (page * num_kv_heads + kv_head) * page_size + low
-            weights = buffer[: high - low]
+            for j in range(first, first + num_keys, KEYS):
+                for g in range(group):
+                    _scores(weights, first, queries, None, g, keys, j, first + num_keys, j + AHEAD)
             for g in range(group):
-                top = max(peak[g], _score(queries, work * group + g, keys, first, scale, weights))
-                for j in range(len(weights)):
-                    weights[j] = exp(weights[j] - top)
+                row = weights[g, :num_keys]
+                top = max(peak[g], scale * row.max())
+                for j in range(num_keys):
+                    row[j] = exp(scale * row[j] - top)
                 decay = exp(peak[g] - top)
                 peak[g] = top
-                norm[g] = norm[g] * decay + np.sum(weights)
-                _accumulate(total[g], decay, weights, values, first)
+                norm[g] = decay * norm[g] + row.sum()
+                _add_values(total[g], decay, row, values, first)
         for g in range(group):
             row = out[t, kv_head, g]
             for d in range(head_dim):
@@ -72,21 +77,7 @@ def attend(q, keys, values, page_size, requests, page_tables, positions, scale, 
 
 
 @njit
-def _score(queries, query, keys, first, scale, scores):
-    """scores[j] = scale * queries[query] . keys[first + j]; returns the largest."""
-    top, last = np.float32(-np.inf), len(scores) - 1
-    for j in range(0, len(scores), 4):
-        places = (j, min(j + 1, last), min(j + 2, last), min(j + 3, last))
-        rows = (first + j, first + places[1], first + places[2], first + places[3])
-        sums = _key_dots(queries, (query,), keys, rows, ())
-        for i in range(4):
-            scores[places[i]] = sums[i] * scale
-            top = max(top, scores[places[i]])
-    return top
-
-
-@njit
-def _accumulate(total, decay, weights, values, first):
+def _add_values(total, decay, weights, values, first):
     """total = decay * total + sum of weights[j] * values[first + j], in order."""
     for d in range(len(total)):
         total[d] *= decay

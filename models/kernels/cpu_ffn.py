@@ -11,18 +11,19 @@ import numpy as np
 from numba import njit, prange
 
 from ..config import Activation
-from .cpu_matmul import ROWS, WIDE, dot, multiply
-from .cpu_simd import exp, row_sum, tile
+from .cpu_jit import kernel
+from .cpu_matmul import ROWS, multiply
+from .cpu_simd import ask_for, dot, exp, row_sum, tile
 
 NEURONS = 256  # of which the down projection adds up the rows before it turns to the next token
-CODES = {a: i for i, a in enumerate(Activation)}
-SILU, RELU, FATRELU, DRELU = (CODES[a] for a in Activation)
+CODES = {Activation.SILU: 0, Activation.RELU: 1, Activation.FATRELU: 2, Activation.DRELU: 3}
+SILU, RELU, FATRELU, DRELU = CODES.values()
 AHEAD = 2  # neurons further down a list whose rows are asked for
-_one_dot, _four_dots, _gate_dot = tile(1, 1, 1), tile(WIDE, 1, 1), tile(1, 1, 2)
+_four_dots = tile(4, 1)
 _add_one, _add_four = row_sum(1), row_sum(4)
 
 
-@njit(cache=True, parallel=True, nogil=True)
+@kernel(parallel=True)
 def predict(residual, fc1, fc2, threshold, hidden, mask):
     num_tokens, rank = hidden.shape
     for block in prange((rank + ROWS - 1) // ROWS):
@@ -56,7 +57,7 @@ def _activate(gate, up, code, threshold):
     return gate / (np.float32(1) + exp(-gate)) * up
 
 
-@njit(cache=True, parallel=True, nogil=True)
+@kernel(parallel=True)
 def gated(x, gate_up, mask, masked, code, threshold, value):
     """Every gate and up: value[t, n] = act(x[t] . gate[n], x[t] . up[n]), zero where masked out.
 
@@ -83,7 +84,7 @@ def _alive(gate, code, threshold):
     return gate >= threshold if code == FATRELU else gate > 0
 
 
-@njit(cache=True, parallel=True, nogil=True)
+@kernel(parallel=True)
 def gated_by_token(x, gate_up, mask, masked, code, threshold, value):
     """Token by token, its own neurons only; an up row only where the gate leaves something."""
     num_tokens, num_neurons = value.shape
@@ -99,14 +100,15 @@ def gated_by_token(x, gate_up, mask, masked, code, threshold, value):
                 asked[count] = i
                 count += 1
         for i in range(count):
-            n, m = begin + asked[i], begin + asked[min(i + AHEAD, count - 1)]
-            gate = _gate_dot(x, (t,), gate_up, (2 * n,), (2 * m, 2 * m + 1))[0]
+            n, upcoming = begin + asked[i], begin + asked[min(i + AHEAD, count - 1)]
+            ask_for(gate_up, 2 * upcoming)
+            ask_for(gate_up, 2 * upcoming + 1)
+            gate = dot(x, t, gate_up, 2 * n)
             if _alive(gate, code, threshold):
-                up = dot(x, (t,), gate_up, (2 * n + 1,), ())[0]
-                row[n - begin] = _activate(gate, up, code, threshold)
+                row[n - begin] = _activate(gate, dot(x, t, gate_up, 2 * n + 1), code, threshold)
 
 
-@njit(cache=True, parallel=True, nogil=True)
+@kernel(parallel=True)
 def gated_by_neuron(x, gate_up, mask, masked, code, threshold, value):
     """Neuron by neuron: a row that any token needs is read from memory once, for those tokens."""
     num_tokens, num_neurons = value.shape
@@ -122,43 +124,37 @@ def gated_by_neuron(x, gate_up, mask, masked, code, threshold, value):
                     counts[i] += 1
         asked = np.nonzero(counts)[0]
         values = np.zeros((num_tokens, size), np.float32)
-        sums = np.empty((2, num_tokens), np.float32)
+        gates = np.empty((num_tokens, 1), np.float32)
+        ups = np.empty((num_tokens, 1), np.float32)
         for place in range(len(asked)):
             i, j = asked[place], asked[min(place + AHEAD, len(asked) - 1)]
             row, upcoming = 2 * (begin + i), 2 * (begin + j)
-            tokens, gates, ups = asking[i, : counts[i]], sums[0], sums[1]
-            _dots_of(x, tokens, gate_up, row, upcoming, gates)
+            tokens = asking[i, : counts[i]]
+            _dot_with(x, tokens, gate_up, row, upcoming, gates)
             count = 0
             for k in range(len(tokens)):
-                if _alive(gates[k], code, threshold):
-                    tokens[count], gates[count] = tokens[k], gates[k]
+                if _alive(gates[k, 0], code, threshold):
+                    tokens[count], gates[count, 0] = tokens[k], gates[k, 0]
                     count += 1
-            tokens = tokens[:count]
-            _dots_of(x, tokens, gate_up, row + 1, upcoming + 1, ups)
+            _dot_with(x, tokens[:count], gate_up, row + 1, upcoming + 1, ups)
             for k in range(count):
-                values[tokens[k], i] = _activate(gates[k], ups[k], code, threshold)
+                values[tokens[k], i] = _activate(gates[k, 0], ups[k, 0], code, threshold)
         for t in range(num_tokens):
-            row = value[t, begin : begin + size]
-            for i in range(size):
-                row[i] = values[t, i]
+            value[t, begin : begin + size] = values[t]
 
 
 @njit
-def _dots_of(x, tokens, w, row, upcoming, out):
+def _dot_with(x, tokens, w, row, upcoming, out):
     """out[i] = x[tokens[i]] . w[row], one by one or in fours."""
-    last = len(tokens) - 1
-    if last == 0:
-        out[0] = _one_dot(x, (tokens[0],), w, (row,), (upcoming,))[0]
+    if len(tokens) == 1:
+        ask_for(w, upcoming)
+        out[0, 0] = dot(x, tokens[0], w, row)
         return
-    for i in range(0, len(tokens), WIDE):
-        places = (i, min(i + 1, last), min(i + 2, last), min(i + 3, last))
-        chosen = (tokens[i], tokens[places[1]], tokens[places[2]], tokens[places[3]])
-        sums = _four_dots(x, chosen, w, (row,), (upcoming,))
-        for j in range(WIDE):
-            out[places[j]] = sums[j]
+    for i in range(0, len(tokens), 4):
+        _four_dots(out, row, x, tokens, i, w, row, row + 1, upcoming)
 
 
-@njit(cache=True, parallel=True, nogil=True)
+@kernel(parallel=True)
 def sum_rows(value, down, num_slices, out):
     """out[t] = sum of value[t, n] * down[n] over the neurons n that are not zero, ascending.
 

@@ -6,43 +6,34 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-from .cpu_simd import tile
+from .cpu_jit import kernel
+from .cpu_simd import WIDE_REGISTERS, dot, tile
 
+# As many sums as registers hold beside what is being multiplied, few of them for one more load.
+TOKENS, NEXT = (4, 4) if WIDE_REGISTERS else (3, 2)
 ROWS = 32  # weight rows that one unit of parallel work multiplies
-WIDE = 4  # tokens and rows of the large tile: 16 sums in registers
-AHEAD = 16  # rows further on that are asked for while a large tile is computed
+AHEAD = 16  # rows further on that are asked for meanwhile
 
-dot = tile(1, 1)
-_dots = tile(WIDE, WIDE, WIDE)
+_tile = tile(TOKENS, NEXT)
 
 
-@njit(nogil=True)
+@njit
 def multiply(x, w, begin, end, out, column):
     """out[t, column + n - begin] = x[t] . w[n] for the rows n of w from begin to end.
 
-    A row is read from memory once. A token alone goes row by row, one stream of memory; more of
-    them in fours, the last ones computed twice rather than one by one.
+    A row is read from memory once. A token alone goes row by row, one stream of memory.
     """
-    num_tokens, shift = x.shape[0], column - begin
-    n = begin
-    if num_tokens > 1:
-        last = num_tokens - 1
-        while n + WIDE <= end:
-            m = n + AHEAD
-            ahead = (m, m + 1, m + 2, m + 3)
-            for t in range(0, num_tokens, WIDE):
-                tokens = (t, min(t + 1, last), min(t + 2, last), min(t + 3, last))
-                sums = _dots(x, tokens, w, (n, n + 1, n + 2, n + 3), ahead)
-                for i in range(WIDE):
-                    for j in range(WIDE):
-                        out[tokens[i], n + j + shift] = sums[WIDE * i + j]
-            n += WIDE
-    for m in range(n, end):
-        for t in range(num_tokens):
-            out[t, m + shift] = dot(x, (t,), w, (m,), ())[0]
+    num_tokens, shift = x.shape[0], begin - column
+    if num_tokens == 1:
+        for n in range(begin, end):
+            out[0, n - shift] = dot(x, 0, w, n)
+        return
+    for n in range(begin, end, NEXT):
+        for t in range(0, num_tokens, TOKENS):
+            _tile(out, shift, x, None, t, w, n, end, n + AHEAD)
 
 
-@njit(cache=True, parallel=True, nogil=True)
+@kernel(parallel=True)
 def linear(x, w, out):
     num_rows = w.shape[0]
     for block in prange((num_rows + ROWS - 1) // ROWS):
@@ -50,13 +41,13 @@ def linear(x, w, out):
         multiply(x, w, begin, min(num_rows, begin + ROWS), out, begin)
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def add_rms_norm(delta, residual, scale, weight, eps, normed, summed):
     num_tokens, hidden = residual.shape
     for t in range(num_tokens):
         for k in range(hidden):
             summed[t, k] = residual[t, k] + scale * delta[t, k]
-        square = dot(summed, (t,), summed, (t,), ())[0]
+        square = dot(summed, t, summed, t)
         inverse = np.float32(1) / np.sqrt(square / np.float32(hidden) + eps)
         for k in range(hidden):
             normed[t, k] = summed[t, k] * inverse * weight[k]

@@ -2,70 +2,103 @@
 
 A dot product here is 16 running sums, lane l adding up the elements l, l + 16, l + 32 ..., folded
 in halves at the end. Whatever tile it is computed in, its bits are the same: no kernel here lets
-the compiler reorder a sum.
+the compiler reorder a sum. The ops below check no index.
 """
 # pyright: basic, reportArgumentType=false, reportCallIssue=false
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 LANES = 16  # floats: one AVX-512 register, two AVX2 ones, four of NEON
+WIDE_REGISTERS = bool(binding.get_host_cpu_features().get("avx512f"))
 VECTOR = ir.VectorType(ir.FloatType(), LANES)
 NOTHING = ir.Constant(VECTOR, [0.0] * LANES)
 INT, BYTES = ir.IntType(64), ir.IntType(8).as_pointer()
 
 
-def tile(num_left: int, num_right: int, num_next: int = 0) -> Any:
-    """An op for kernels: `op(a, rows_of_a, b, rows_of_b, next_of_b)`, the dot product of each row
-    of the one with each of the other, as a tuple of num_left * num_right floats, b's rows running
-    fastest.
+@intrinsic
+def dot(typing: Any, a: Any, i: Any, b: Any, j: Any) -> Any:
+    """a[i] . b[j]; both C-contiguous [.., K] float32."""
 
-    a and b are C-contiguous [.., K] float32; rows are tuples of indices, not checked. Meanwhile the
-    num_next rows that b is to be read at next are asked for: the hardware foresees one stream of
-    memory, neither several at once nor the neurons of a list. They may lie past b's end.
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emit = _Emitter(context, builder, signature.args, args)
+        a, b = emit.array(0), emit.array(2)
+        left, right = emit.row(a, emit.index(1)), emit.row(b, emit.index(3))
+        return emit.products([left], [right], a.length)[0]
+
+    return types.float32(a, i, b, j), generate
+
+
+def tile(num_left: int, num_right: int) -> Any:
+    """An op: `op(out, shift, a, places, i, b, j, stop, ahead)` for p = i .. and r = j .. writes
+    out[p, r - shift] = a[places[p]] . b[r], num_left by num_right of them at most.
+
+    a, b [.., K] and out are C-contiguous float32; `places` is an array of indices, or None for p
+    itself. p ends where `places` or else `out` ends, r at `stop`. Meanwhile the rows of b from
+    `ahead` on are asked for: the hardware foresees one stream of memory, neither several of them
+    nor a list of neurons.
     """
 
     @intrinsic
-    def dots(typing: Any, a: Any, a_rows: Any, b: Any, b_rows: Any, next_rows: Any) -> Any:
-        result = types.UniTuple(types.float32, num_left * num_right)
+    def dots(
+        typing: Any,
+        out: Any,
+        shift: Any,
+        a: Any,
+        places: Any,
+        i: Any,
+        b: Any,
+        j: Any,
+        stop: Any,
+        ahead: Any,
+    ) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> None:
+            emit = _Emitter(context, builder, signature.args, args)
+            out, a, b = emit.array(0), emit.array(2), emit.array(5)
+            shift, i, j, stop, ahead = (emit.index(n) for n in (1, 4, 6, 7, 8))
+            if places == types.none:
+                ps = rows = emit.count(i, num_left, out.num_rows)
+            else:
+                listed = emit.array(3)
+                ps = emit.count(i, num_left, listed.length)
+                rows = [emit.item(listed, p) for p in ps]
+            rs = emit.count(j, num_right, stop)
+            upcoming = [emit.row(b, builder.add(ahead, INT(n))) for n in range(num_right)]
+            lefts, rights = ([emit.row(x, r) for r in y] for x, y in ((a, rows), (b, rs)))
+            sums = emit.products(lefts, rights, a.length, upcoming)
+            for (p, r), value in zip(product(ps, rs), sums, strict=True):
+                emit.put(value, out, p, builder.sub(r, shift))
 
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            emit = _Emitter(context, builder)
-            a, b = (emit.array(signature.args[i], args[i]) for i in (0, 2))
-            left = emit.rows(a, signature.args[1], args[1])
-            right = emit.rows(b, signature.args[3], args[3])
-            upcoming = emit.rows(b, signature.args[4], args[4])
-            assert (len(left), len(right), len(upcoming)) == (num_left, num_right, num_next)
-            pairs = [(x, y) for x in range(num_left) for y in range(num_right)]
-            totals = [emit.zeros() for _ in pairs]
-
-            def add(k: Any, mask: Any) -> None:
-                for row in upcoming:
-                    emit.prefetch(row, k)
-                xs, ys = ([emit.load(row, k, mask) for row in rows] for rows in (left, right))
-                for total, (x, y) in zip(totals, pairs, strict=True):
-                    builder.store(emit.fma(xs[x], ys[y], builder.load(total)), total)
-
-            emit.over(a.length, add)
-            sums = emit.fold([builder.load(total) for total in totals])
-            return context.make_tuple(builder, signature.return_type, sums)
-
-        return result(a, a_rows, b, b_rows, next_rows), generate
+        return types.void(out, shift, a, places, i, b, j, stop, ahead), generate
 
     return dots
 
 
+@intrinsic
+def ask_for(typing: Any, a: Any, i: Any) -> Any:
+    """Have the row a[i] fetched while other work goes on."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> None:
+        emit = _Emitter(context, builder, signature.args, args)
+        a = emit.array(0)
+        row = emit.row(a, emit.index(1))
+        emit.over(a.length, lambda k, _: emit.prefetch(row, k))
+
+    return types.void(a, i), generate
+
+
 def row_sum(num_rows: int) -> Any:
-    """An op for kernels: `op(total, weights, table, rows, low)` adds weights[i] * table[rows[i],
-    low + k] to total[k] for every k, one row after the other.
+    """An op: `op(total, weights, table, rows, low)` adds weights[i] * table[rows[i], low + k] to
+    total[k] for every k, one row after the other.
 
     total is [n], table [.., K], both C-contiguous float32; weights and rows are tuples.
     """
@@ -73,15 +106,16 @@ def row_sum(num_rows: int) -> Any:
     @intrinsic
     def add_rows(typing: Any, total: Any, weights: Any, table: Any, rows: Any, low: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> None:
-            emit = _Emitter(context, builder)
-            total, table = (emit.array(signature.args[i], args[i]) for i in (0, 2))
-            low = context.cast(builder, args[4], signature.args[4], types.intp)
-            rows = emit.rows(table, signature.args[3], args[3], low)
-            weights = [emit.spread(builder.extract_value(args[1], i)) for i in range(num_rows)]
+            emit = _Emitter(context, builder, signature.args, args)
+            total, table, low = emit.array(0), emit.array(2), emit.index(4)
+            parts = [
+                (emit.spread(emit.member(1, n)), emit.row(table, emit.member(3, n), low))
+                for n in range(num_rows)
+            ]
 
             def add(k: Any, mask: Any) -> None:
                 value = emit.load(total.data, k, mask)
-                for weight, row in zip(weights, rows, strict=True):
+                for weight, row in parts:
                     value = emit.fma(weight, emit.load(row, k, mask), value)
                 emit.store(value, total.data, k, mask)
 
@@ -116,30 +150,72 @@ class _Array(NamedTuple):
 
     data: Any
     row_bytes: Any
+    num_rows: Any
     length: Any
 
 
 class _Emitter:
-    """Writes LLVM instructions on vectors of LANES floats."""
+    """Writes LLVM instructions for one op, whose arguments it knows by number."""
 
-    def __init__(self, context: Any, builder: Any) -> None:
-        self.context, self.builder = context, builder
+    def __init__(self, context: Any, builder: Any, arg_types: Any, args: Any) -> None:
+        self.context, self.builder, self.types, self.args = context, builder, arg_types, args
 
-    def array(self, type_: Any, value: Any) -> _Array:
-        array = self.context.make_array(type_)(self.context, self.builder, value)
+    def array(self, number: int) -> _Array:
+        array = self.context.make_array(self.types[number])(
+            self.context, self.builder, self.args[number]
+        )
+        shape = cgutils.unpack_tuple(self.builder, array.shape)
         data = self.builder.bitcast(array.data, BYTES)
-        length = cgutils.unpack_tuple(self.builder, array.shape)[-1]
-        return _Array(data, self.builder.mul(length, INT(4)), length)
+        return _Array(data, self.builder.mul(shape[-1], INT(4)), shape[0], shape[-1])
 
-    def rows(self, array: _Array, types_: Any, indices: Any, low: Any = None) -> list[Any]:
-        """Where those rows of an array begin, `low` floats into each."""
-        starts: list[Any] = []
-        for i, type_ in enumerate(types_):
-            index = self.builder.extract_value(indices, i)
-            index = self.context.cast(self.builder, index, type_, types.intp)
-            row = self._at(array.data, self.builder.mul(index, array.row_bytes))
-            starts.append(row if low is None else self._at(row, self._bytes(low)))
-        return starts
+    def index(self, number: int) -> Any:
+        return self.context.cast(self.builder, self.args[number], self.types[number], types.intp)
+
+    def member(self, number: int, place: int) -> Any:
+        """One value of a tuple, integers as indices."""
+        value, type_ = self.builder.extract_value(self.args[number], place), self.types[number]
+        integer = isinstance(type_[place], types.Integer)
+        return self.context.cast(
+            self.builder, value, type_[place], types.intp if integer else types.float32
+        )
+
+    def count(self, start: Any, num: int, stop: Any) -> list[Any]:
+        """start, start + 1 ... and stop - 1 again and again once it is reached."""
+        last = self.builder.sub(stop, INT(1))
+        numbers = [self.builder.add(start, INT(n)) for n in range(num)]
+        return [
+            self.builder.select(self.builder.icmp_signed("<", n, last), n, last) for n in numbers
+        ]
+
+    def row(self, array: _Array, index: Any, low: Any = None) -> Any:
+        """Where a row begins, or `low` floats into it."""
+        row = self._at(array.data, self.builder.mul(index, array.row_bytes))
+        return row if low is None else self._at(row, self._bytes(low))
+
+    def item(self, array: _Array, place: Any) -> Any:
+        """One number of an array of int64."""
+        address = self._at(array.data, self.builder.mul(place, INT(8)))
+        return self.builder.load(self.builder.bitcast(address, INT.as_pointer()))
+
+    def put(self, value: Any, array: _Array, row: Any, column: Any) -> None:
+        address = self.row(array, row, column)
+        self.builder.store(value, self.builder.bitcast(address, value.type.as_pointer()))
+
+    def products(
+        self, lefts: list[Any], rights: list[Any], length: Any, upcoming: list[Any] | None = None
+    ) -> list[Any]:
+        """The dot product of every left row with every right one, right ones running fastest."""
+        totals = [self.zeros() for _ in product(lefts, rights)]
+
+        def add(k: Any, mask: Any) -> None:
+            for row in upcoming or [] if mask is None else []:
+                self.prefetch(row, k)
+            xs, ys = ([self.load(row, k, mask) for row in rows] for rows in (lefts, rights))
+            for total, (x, y) in zip(totals, product(xs, ys), strict=True):
+                self.builder.store(self.fma(x, y, self.builder.load(total)), total)
+
+        self.over(length, add)
+        return self.fold([self.builder.load(total) for total in totals])
 
     def over(self, length: Any, body: Callable[[Any, Any], None]) -> None:
         """`body(k, None)` for each whole vector; `body(k, mask)` for what is left, if any."""
@@ -205,6 +281,8 @@ class _Emitter:
         """
         num_sums, group = len(vectors), LANES  # lanes of a vector that belong to the same sum
         while group > 1:
+            if len(vectors) % 2 and len(vectors) > 1:
+                vectors.append(vectors[-1])
             pairs = list(zip(vectors[::2], vectors[1::2], strict=False)) or [(vectors[0],) * 2]
             width = 2 * LANES if len(vectors) > 1 else vectors[0].type.count
             lower = [lane for lane in range(width) if lane % group < group // 2]
@@ -214,8 +292,10 @@ class _Emitter:
                 for a, b in pairs
             ]
             group //= 2
-        (sums,) = vectors
-        return [self.builder.extract_element(sums, ir.IntType(32)(i)) for i in range(num_sums)]
+        lanes = [(v, lane) for v in vectors for lane in range(v.type.count)]
+        return [
+            self.builder.extract_element(v, ir.IntType(32)(lane)) for v, lane in lanes[:num_sums]
+        ]
 
     def _pick(self, a: Any, b: Any, lanes: list[int]) -> Any:
         chosen = ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes)

@@ -1,0 +1,49 @@
+"""Compiles the CPU kernels, and keeps them from one start to the next.
+
+numba keeps a compiled function for as long as the function's own file stays as it is; but kernels
+inline each other across files. So what is kept lies in a folder named after all their contents.
+"""
+# pyright: basic, reportArgumentType=false, reportCallIssue=false
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from numba import njit
+from numba.core import config
+
+logger = logging.getLogger(__name__)
+
+
+def _folder() -> Path | None:
+    """Where compiled kernels lie: below NUMBA_CACHE_DIR or the user's cache; None if nowhere."""
+    base = Path(config.CACHE_DIR) if config.CACHE_DIR else Path.home() / ".cache" / "turbosparse"
+    sources = sorted(Path(__file__).parent.glob("cpu*.py"))
+    digest = blake2b(b"".join(path.read_bytes() for path in sources), digest_size=8).hexdigest()
+    folder = base / f"kernels-{digest}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+    except OSError as error:
+        logger.warning("kernels are compiled at every start: no place to keep them (%s)", error)
+        return None
+    return folder
+
+
+FOLDER = _folder()
+if FOLDER is not None:
+    config.CACHE_DIR = str(FOLDER)
+
+
+def kernel(**options: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A compiled function that Python calls; it lets go of the interpreter's lock meanwhile."""
+    return njit(nogil=True, cache=FOLDER is not None, **options)
+
+
+def are_compiled() -> bool:
+    """Whether a start finds kernels that an earlier one has left."""
+    return FOLDER is not None and any(FOLDER.rglob("*.nbc"))
