@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -23,11 +22,11 @@ from turbosparse.models.attention import LayerCache
 from turbosparse.models.batch import FfnMode, ForwardBatch
 from turbosparse.models.config import Activation, ModelConfig
 from turbosparse.models.decoder import Decoder
-from turbosparse.models.kernels import ops
+from turbosparse.models.kernels import gpu_sparse, ops
 from turbosparse.models.sequence import observe, random_ids
 from turbosparse.models.sparsity.ffn import SparseFFN
 from turbosparse.models.sparsity.policy import FfnPolicy
-from turbosparse.models.tools.synthetic import plant
+from turbosparse.models.tools.synthetic import SAMPLES, planting
 
 DEVICE, DTYPE = torch.device("cuda"), torch.bfloat16
 PAGE_SIZE = 16
@@ -64,70 +63,86 @@ def build(arguments: argparse.Namespace, activation: Activation) -> Decoder:
         value = torch.empty(parameter.shape, device=DEVICE, dtype=DTYPE)
         if value.dim() == 1:
             value.fill_(1.0)
+        elif name == "embedding":
+            value.normal_(generator=generator)
         else:
-            width = value.shape[1] if not name.endswith("down") else value.shape[0]
+            width = value.shape[0 if name.endswith(".down") else 1]
             value.normal_(0.0, width**-0.5, generator=generator)
         owner, _, attribute = name.rpartition(".")
         parameter = nn.Parameter(value, requires_grad=False)
         setattr(decoder.get_submodule(owner), attribute, parameter)
     decoder.prepare(DEVICE, shape.max_positions)
     if shape.predictor:
-        plant(decoder, arguments.density, torch.Generator().manual_seed(arguments.seed))
+        with planting(decoder, arguments.density, torch.Generator().manual_seed(arguments.seed)):
+            observe(decoder, random_ids(decoder, SAMPLES))
     return decoder
 
 
-@dataclass(frozen=True, slots=True)
 class Step:
-    """One token for each of `size` requests of equal length."""
+    """One token for each of `size` requests of equal length, over random K and V."""
 
-    decoder: Decoder
-    size: int
-    context: int
-    mode: FfnMode
-
-    def seconds(self) -> float:
-        """Median time of a replayed step."""
-        shape, width = self.decoder.config, -(-self.context // PAGE_SIZE)
-        cache_shape = (self.size * width, shape.num_kv_heads, PAGE_SIZE, shape.head_dim)
-        caches = [
-            LayerCache(*(torch.randn(cache_shape, device=DEVICE, dtype=DTYPE) for _ in range(2)))
+    def __init__(self, decoder: Decoder, size: int, context: int, mode: FfnMode) -> None:
+        self.decoder, self.size, self.context, self.mode = decoder, size, context, mode
+        shape, width = decoder.config, -(-context // PAGE_SIZE)
+        pages = (size * width, shape.num_kv_heads, PAGE_SIZE, shape.head_dim)
+        self.caches = [
+            LayerCache(*(torch.randn(pages, device=DEVICE, dtype=DTYPE) for _ in range(2)))
             for _ in range(shape.num_layers)
         ]
-        graphs = DecodeGraphs(
-            self.decoder,
-            caches,
-            FfnPolicy.always(self.mode),
-            max_tokens=self.size,
-            max_pages=width,
-        )
-        graphs.capture(only=self.size)
-        batch = self.batch(width)
-        graphs.run(batch)
-        torch.cuda.synchronize()
-        times: list[float] = []
-        for _ in range(REPLAYS):
-            started = time.perf_counter()
-            graphs.run(batch)
-            torch.cuda.synchronize()
-            times.append(time.perf_counter() - started)
-        return statistics.median(times)
-
-    def batch(self, width: int) -> ForwardBatch:
-        n = self.size
-        tables = torch.randperm(n * width).view(n, width).int().to(DEVICE)
-        rows = torch.arange(n, device=DEVICE)
-        positions = torch.full((n,), self.context - 1, device=DEVICE)
-        return ForwardBatch(
-            token_ids=random_ids(self.decoder, n),
+        tables = torch.randperm(size * width).view(size, width).int().to(DEVICE)
+        rows = torch.arange(size, device=DEVICE)
+        positions = torch.full((size,), context - 1, device=DEVICE)
+        self.batch = ForwardBatch(
+            token_ids=random_ids(decoder, size),
             positions=positions,
             slots=tables[rows, positions // PAGE_SIZE].long() * PAGE_SIZE + positions % PAGE_SIZE,
             request_ids=rows,
             page_tables=tables,
-            query_lens=(1,) * n,
-            context_lens=(self.context,) * n,
+            query_lens=(1,) * size,
+            context_lens=(context,) * size,
             sample_at=rows,
-            ffn_mode=self.mode,
+            ffn_mode=mode,
         )
+
+    def seconds(self) -> float:
+        """Median time of a replayed step."""
+        graphs = DecodeGraphs(
+            self.decoder,
+            self.caches,
+            FfnPolicy.always(self.mode),
+            max_tokens=self.size,
+            max_pages=self.batch.page_tables.shape[1],
+        )
+        graphs.capture(only=self.size)
+        times: list[float] = []
+        for _ in range(3 + REPLAYS):
+            torch.cuda.synchronize()
+            started = time.perf_counter()
+            graphs.run(self.batch)
+            torch.cuda.synchronize()
+            times.append(time.perf_counter() - started)
+        return statistics.median(times[3:])
+
+    def shares(self) -> tuple[float, float]:
+        """Neurons that a token keeps, and that any token of the step keeps: means over layers."""
+        active: list[float] = []
+        union: list[float] = []
+
+        def look(ffn: nn.Module, args: tuple[torch.Tensor, torch.Tensor]) -> None:
+            assert isinstance(ffn, SparseFFN)
+            assert ffn.predictor is not None
+            mask = ffn.predictor.select(args[1], args[0])
+            active.append(mask.float().mean().item())
+            union.append(mask.any(0).float().mean().item())
+
+        if not self.decoder.config.predictor:
+            return 1.0, 1.0
+        ffns = [layer.get_submodule("ffn") for layer in self.decoder.layers]
+        hooks = [ffn.register_forward_pre_hook(look) for ffn in ffns]
+        self.decoder(self.batch, self.caches)
+        for hook in hooks:
+            hook.remove()
+        return statistics.mean(active), statistics.mean(union)
 
     def bytes(self, union: float) -> float:
         """What the step must read: weights once, of the neurons the union, and every K and V."""
@@ -136,26 +151,12 @@ class Step:
             size = parameter.numel() * parameter.element_size()
             if name == "embedding":
                 continue  # a row a token
-            if ".ffn." in name and "predictor" not in name and "norm" not in name:
+            if name.endswith((".gate_up", ".down", ".down.weight")):
                 neurons += size
             else:
                 other += size
         kv = self.size * self.context * self.decoder.config.kv_bytes_per_token * DTYPE.itemsize
         return other + union * neurons + kv
-
-
-def unions(decoder: Decoder, sizes: list[int]) -> dict[int, float]:
-    """Share of the neurons that any of n tokens keeps, mean over layers; n=1: one token's own."""
-    observed = observe(decoder, random_ids(decoder, max(sizes)))
-    shares: dict[int, list[float]] = {n: [] for n in sizes}
-    for layer, (x, residual) in zip(decoder.layers, observed.ffn_inputs, strict=True):
-        ffn = layer.get_submodule("ffn")
-        assert isinstance(ffn, SparseFFN)
-        assert ffn.predictor is not None
-        mask = ffn.predictor.select(residual, x)
-        for n in sizes:
-            shares[n].append(mask[:n].any(0).float().mean().item())
-    return {n: statistics.mean(values) for n, values in shares.items()}
 
 
 def bandwidth() -> float:
@@ -194,20 +195,19 @@ def measure(arguments: argparse.Namespace) -> None:
     print(f"synthetic, {arguments}")
     print(f"{'':>14}{'batch':>6}{'active':>8}{'union':>8}{'ms/step':>9}{'tok/s':>8}{'of roof':>9}")
     sparse = build(arguments, Activation.DRELU)
-    share = unions(sparse, arguments.batch)
     for n in arguments.batch:
-        modes = [FfnMode.UNION, FfnMode.DENSE] if n <= 64 else [FfnMode.DENSE]
-        for mode in modes:
-            step = Step(sparse, n, arguments.context, mode)
-            report(f"sparse {mode}", step, share[1], share[n], roof)
-    del sparse, step
+        if n <= gpu_sparse.MAX_TOKENS:
+            report("sparse union", Step(sparse, n, arguments.context, FfnMode.UNION), roof)
+        report("sparse dense", Step(sparse, n, arguments.context, FfnMode.DENSE), roof)
+    del sparse
     torch.cuda.empty_cache()
     dense = build(arguments, Activation.SILU)
     for n in arguments.batch:
-        report("dense Mistral", Step(dense, n, arguments.context, FfnMode.DENSE), 1.0, 1.0, roof)
+        report("dense Mistral", Step(dense, n, arguments.context, FfnMode.DENSE), roof)
 
 
-def report(name: str, step: Step, active: float, union: float, roof: float) -> None:
+def report(name: str, step: Step, roof: float) -> None:
+    active, union = step.shares()
     seconds = step.seconds()
     read = step.bytes(union if step.mode is FfnMode.UNION else 1.0)
     print(

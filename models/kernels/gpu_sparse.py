@@ -6,6 +6,8 @@ Deterministic: neurons are listed in order, and partial sums are added in a fixe
 asks the host how many neurons there are.
 """
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -15,9 +17,9 @@ from ..config import Activation
 from .sizes import ceil_div, power_of_two
 
 SEGMENT = 64  # neurons that one program lists
-MAX_ROWS = 4  # tokens up to which a row is multiplied elementwise; beyond, on tensor cores
+MAX_ROWS = 1  # tokens up to which a row is multiplied elementwise; beyond, on tensor cores
 MAX_TOKENS = 64  # beyond, nearly every neuron is kept by some token
-SPLITS = 32  # programs that share one block of output columns
+MAX_PROGRAMS = 528  # four for each of a Hopper's multiprocessors
 
 
 @triton.jit
@@ -234,6 +236,28 @@ def gated(
     return out
 
 
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """How the two kernels cut their work: rows by columns, warps, loads in flight."""
+
+    values: tuple[int, int, int, int]
+    down: tuple[int, int, int, int]
+    splits: int  # programs that share one block of output columns
+
+
+def tiles_for(num_tokens: int, element_size: int) -> Tiles:
+    """As measured on an H200 at TurboSparse-Mistral-7B's shape; a tile of x must fit beside them."""
+    if num_tokens <= MAX_ROWS:
+        tiles = ONE
+    else:
+        tiles = FEW if num_tokens <= 16 else MANY
+    if element_size == 2:
+        return tiles
+    (rows, columns, warps, _), (down_rows, down_columns, down_warps, _) = tiles.values, tiles.down
+    values = (rows, max(16, columns // 4), warps, 2)
+    return Tiles(values, (down_rows, max(16, down_columns // 2), down_warps, 2), tiles.splits)
+
+
 def sparse(
     x: Tensor,
     gate_up: Tensor,
@@ -247,26 +271,23 @@ def sparse(
     num_neurons = gate_up.shape[0]
     device = x.device
     mask = mask.view(torch.uint8)
+    tiles = tiles_for(num_tokens, x.element_size())
     num_segments = ceil_div(num_neurons, SEGMENT)
     kept = torch.empty(num_segments * SEGMENT, dtype=torch.int32, device=device)
     counts = torch.empty(num_segments, dtype=torch.int32, device=device)
     values = torch.empty(num_tokens, num_neurons, dtype=x.dtype, device=device)
-    partial = torch.empty(SPLITS, num_tokens, hidden, dtype=torch.float32, device=device)
+    partial = torch.empty(tiles.splits, num_tokens, hidden, dtype=torch.float32, device=device)
     out = torch.empty_like(x)
     list_kernel[(num_segments,)](mask, kept, counts, num_tokens, num_neurons, SEGMENT=SEGMENT)
     use_dot = num_tokens > MAX_ROWS
-    tokens = power_of_two(max(num_tokens, 16) if use_dot else num_tokens)
     shared = {
-        "TOKENS": tokens,
+        "TOKENS": power_of_two(max(num_tokens, 16) if use_dot else num_tokens),
         "USE_DOT": use_dot,
         "SEGMENT": SEGMENT,
         "SEGMENTS": power_of_two(num_segments),
     }
-    block_n = 16 if use_dot else 4
-    # a tile of tokens by columns, three of them in flight, must fit into shared memory
-    block_k = min(512 if not use_dot else 256, 16384 // tokens // x.element_size())
-    programs = min(528, ceil_div(num_neurons, block_n))
-    values_kernel[(programs,)](
+    rows, columns, num_warps, num_stages = tiles.values
+    values_kernel[(min(MAX_PROGRAMS, ceil_div(num_neurons, rows)),)](
         x,
         gate_up,
         mask,
@@ -279,13 +300,14 @@ def sparse(
         num_segments,
         threshold,
         ACTIVATION=activation.value,
-        BLOCK_N=block_n,
-        BLOCK_K=block_k,
-        num_warps=4,
+        BLOCK_N=rows,
+        BLOCK_K=columns,
+        num_warps=num_warps,
+        num_stages=num_stages,
         **shared,
     )
-    block_c = min(512 if not use_dot else 256, max(16, power_of_two(hidden)))
-    down_kernel[(ceil_div(hidden, block_c), SPLITS)](
+    rows, columns, num_warps, num_stages = tiles.down
+    down_kernel[(ceil_div(hidden, columns), tiles.splits)](
         values,
         down,
         kept,
@@ -295,12 +317,18 @@ def sparse(
         num_neurons,
         hidden,
         num_segments,
-        BLOCK_N=16,
-        BLOCK_C=block_c,
-        num_warps=4,
+        BLOCK_N=rows,
+        BLOCK_C=columns,
+        num_warps=num_warps,
+        num_stages=num_stages,
         **shared,
     )
     sum_kernel[(ceil_div(out.numel(), 128),)](
-        partial, out, out.numel(), SPLITS=SPLITS, BLOCK=128, num_warps=4
+        partial, out, out.numel(), SPLITS=tiles.splits, BLOCK=128, num_warps=4
     )
     return out
+
+
+ONE = Tiles(values=(4, 512, 4, 3), down=(16, 512, 4, 3), splits=32)
+FEW = Tiles(values=(16, 256, 4, 3), down=(16, 256, 4, 3), splits=32)  # up to 16 tokens
+MANY = Tiles(values=(16, 128, 4, 3), down=(16, 256, 4, 3), splits=32)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -84,7 +86,9 @@ def make(out: Path, family: str, shape: Shape, *, density: float = 0.1, seed: in
         with tempfile.TemporaryDirectory(dir=out) as unplanted:
             _write(Path(unplanted), config, tensors)
             decoder = load(Path(unplanted), torch.device("cpu"), torch.float32).decoder
-            for layer, fc2 in enumerate(plant(decoder, density, generator)):
+            with planting(decoder, density, generator) as planted:
+                observe(decoder, random_ids(decoder, SAMPLES))
+            for layer, fc2 in enumerate(planted):
                 tensors[f"model.layers.{layer}.mlp.predictor.fc2.weight"] = fc2
     _write(out, config, tensors)
     byte_tokenizer(shape.vocab).save(str(out / "tokenizer.json"))
@@ -163,11 +167,14 @@ def plant_thresholds(
     return (fc2.float() - threshold[:, None]).to(fc2.dtype)
 
 
-@torch.inference_mode()
-def plant(decoder: Decoder, density: float, generator: torch.Generator) -> list[Tensor]:
-    """Set every layer's predictor on the residuals that random tokens leave: each layer's fc2.
+@contextmanager
+def planting(
+    decoder: Decoder, density: float, generator: torch.Generator
+) -> Generator[list[Tensor]]:
+    """A forward pass inside sets every layer's predictor on the residuals it meets.
 
-    Layer by layer in one forward pass, so that each sees what the planted masks before it leave.
+    Layer by layer in that one pass, so that each sees what the planted masks before it leave;
+    yields each layer's fc2.
     """
     planted: list[Tensor] = []
 
@@ -181,10 +188,11 @@ def plant(decoder: Decoder, density: float, generator: torch.Generator) -> list[
 
     ffns = [layer.get_submodule("ffn") for layer in decoder.layers]
     hooks = [ffn.register_forward_pre_hook(before) for ffn in ffns]
-    observe(decoder, random_ids(decoder, SAMPLES))
-    for hook in hooks:
-        hook.remove()
-    return planted
+    try:
+        yield planted
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def byte_tokenizer(vocab_size: int) -> Tokenizer:
