@@ -23,14 +23,15 @@ from turbosparse.models.batch import FfnMode, ForwardBatch
 from turbosparse.models.config import Activation, ModelConfig
 from turbosparse.models.decoder import Decoder
 from turbosparse.models.kernels import gpu_sparse, ops
-from turbosparse.models.sequence import observe, random_ids
+from turbosparse.models.sequence import random_ids
 from turbosparse.models.sparsity.ffn import SparseFFN
 from turbosparse.models.sparsity.policy import FfnPolicy
-from turbosparse.models.tools.synthetic import SAMPLES, planting
+from turbosparse.models.tools.synthetic import planting
 
 DEVICE, DTYPE = torch.device("cuda"), torch.bfloat16
 PAGE_SIZE = 16
 REPLAYS = 30
+SAMPLES = 256  # requests of a step on which the predictors are planted
 
 
 def config(arguments: argparse.Namespace, activation: Activation) -> ModelConfig:
@@ -72,9 +73,6 @@ def build(arguments: argparse.Namespace, activation: Activation) -> Decoder:
         parameter = nn.Parameter(value, requires_grad=False)
         setattr(decoder.get_submodule(owner), attribute, parameter)
     decoder.prepare(DEVICE, shape.max_positions)
-    if shape.predictor:
-        with planting(decoder, arguments.density, torch.Generator().manual_seed(arguments.seed)):
-            observe(decoder, random_ids(decoder, SAMPLES))
     return decoder
 
 
@@ -195,6 +193,10 @@ def measure(arguments: argparse.Namespace) -> None:
     print(f"synthetic, {arguments}")
     print(f"{'':>14}{'batch':>6}{'active':>8}{'union':>8}{'ms/step':>9}{'tok/s':>8}{'of roof':>9}")
     sparse = build(arguments, Activation.DRELU)
+    with planting(sparse, arguments.density, torch.Generator().manual_seed(arguments.seed)):
+        sample = Step(sparse, SAMPLES, arguments.context, FfnMode.DENSE)
+        sparse(sample.batch, sample.caches)
+    del sample
     for n in arguments.batch:
         if n <= gpu_sparse.MAX_TOKENS:
             report("sparse union", Step(sparse, n, arguments.context, FfnMode.UNION), roof)

@@ -14,7 +14,7 @@ from .layers import Linear
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
-    """One layer's K/V pages: [pages, K, page_size, D] each; a page's head is one contiguous block."""
+    """One layer's K/V: [pages, K, page_size, D] each; a page's head is one contiguous block."""
 
     k: Tensor
     v: Tensor
