@@ -6,7 +6,8 @@ import asyncio
 import multiprocessing
 import threading
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
 
@@ -188,12 +189,10 @@ class EngineClient:
 
 def _first_message(process: BaseProcess, connection: Connection) -> EngineInfo:
     """Wait for the engine's first word, or for its death."""
-    multiprocessing.connection.wait([connection, process.sentinel])
+    wait([connection, process.sentinel])
     message: object = None
-    try:
+    with suppress(EOFError):
         message = connection.recv() if connection.poll(0) else None
-    except EOFError:
-        pass
     if isinstance(message, EngineInfo):
         return message
     process.join(CLOSE_SECONDS)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..models.batch import FfnMode, ForwardBatch
 from .request import Request
-from .rows import Rows
+from .rows import Rows, row_of
 from .scheduler import Schedule
 from .transfer import to_device
 
@@ -31,7 +31,7 @@ def gather(
     items = schedule.items
     query_lens = [item.num_tokens for item in items]
     starts = [item.start for item in items]
-    row_ids = [item.request.row for item in items]
+    row_ids = [row_of(item.request) for item in items]
     num_tokens = sum(query_lens)
     token_ids = np.empty(num_tokens, dtype=np.int64)
     positions = np.empty(num_tokens, dtype=np.int64)

@@ -62,7 +62,7 @@ def _start(config: EngineConfig, build: str) -> tuple[EngineCore[object], Engine
 
 def _explain(error: Exception) -> str:
     """A message for the operator: our own errors speak for themselves, others need their name."""
-    ours = type(error).__module__.startswith(__package__.partition(".")[0])
+    ours = type(error).__module__.startswith(__name__.partition(".")[0])
     return str(error) if ours else f"{type(error).__name__}: {error}"
 
 

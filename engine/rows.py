@@ -43,15 +43,15 @@ class Rows:
 
     def write_pages(self, request: Request) -> None:
         """Append the pages that the request got since the last step."""
-        assert request.row is not None, request.id
-        row, start = request.row, self.num_pages[request.row]
+        row = row_of(request)
+        start = self.num_pages[row]
         if start != len(request.pages):
             self.page_tables[row, start : len(request.pages)] = request.pages[start:]
             self.num_pages[row] = len(request.pages)
 
     def store_sampled(self, requests: list[Request], token_ids: Tensor) -> None:
         """Leave what was sampled where the next step finds it, without asking the host for it."""
-        row_ids = to_device([r.row if r.row is not None else -1 for r in requests], self.device)
+        row_ids = to_device([row_of(request) for request in requests], self.device)
         self.last_token[row_ids] = token_ids
 
     def penalty_counts(self, row: int) -> tuple[Tensor, Tensor]:
@@ -82,6 +82,12 @@ class Rows:
             self._counts = torch.zeros(shape, dtype=torch.int32, device=self.device)
             self._in_prompt = torch.zeros(shape, dtype=torch.bool, device=self.device)
         return self._counts, self._in_prompt
+
+
+def row_of(request: Request) -> int:
+    """The row of a request that has been admitted."""
+    assert request.row is not None, request.id
+    return request.row
 
 
 def uses_penalties(request: Request) -> bool:

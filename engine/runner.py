@@ -110,7 +110,7 @@ class ModelRunner:
 
     def settle(self, launched: Launched) -> Sampled:
         """Wait for the step and read what it sampled."""
-        token_ids: list[int] = launched.token_ids.wait().tolist()
+        token_ids = [int(t) for t in launched.token_ids.array()]
         logprobs = _read_logprobs(launched.logprobs, launched.sampling)
         return Sampled(
             tokens=[
@@ -122,7 +122,7 @@ class ModelRunner:
             ffn_mode=launched.ffn_mode.value,
             active_fraction=None
             if launched.active is None
-            else launched.active.wait().mean().item(),
+            else float(launched.active.array().mean()),
         )
 
     def _forward(self, step: StepInputs) -> Tensor | None:
@@ -161,13 +161,11 @@ def _read_logprobs(
     if logprobs is None:
         return {}
     read: dict[int, TokenLogprobs] = {}
-    top_ids, top = logprobs.top_ids.wait().tolist(), logprobs.top.wait().tolist()
-    for i, (index, sampled) in enumerate(
-        zip(logprobs.indices, logprobs.sampled.wait().tolist(), strict=True)
-    ):
+    sampled, top, top_ids = (c.array() for c in (logprobs.sampled, logprobs.top, logprobs.top_ids))
+    for i, index in enumerate(logprobs.indices):
         wanted = requests[index].sampling.logprobs or 0
-        pairs = list(zip(top_ids[i][:wanted], top[i][:wanted], strict=True))
-        read[index] = TokenLogprobs(sampled, pairs)
+        pairs = [(int(top_ids[i, k]), float(top[i, k])) for k in range(wanted)]
+        read[index] = TokenLogprobs(float(sampled[i]), pairs)
     return read
 
 

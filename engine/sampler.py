@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .request import Request, SamplingParams
-from .rows import Rows, uses_penalties
+from .rows import Rows, row_of, uses_penalties
 from .transfer import to_device
 
 MASK = (1 << 64) - 1
@@ -61,13 +61,8 @@ def sample(
     counted = [i for i, r in enumerate(requests) if uses_penalties(r)]
     if counted:
         index = to_device(counted, device)
-        rows.count_sampled([_row(requests[i]) for i in counted], token_ids[index])
+        rows.count_sampled([row_of(requests[i]) for i in counted], token_ids[index])
     return token_ids, _logprobs(original, token_ids, requests)
-
-
-def _row(request: Request) -> int:
-    assert request.row is not None, request.id
-    return request.row
 
 
 def _is_shaped(request: Request) -> bool:
@@ -85,7 +80,7 @@ def _shape(logits: Tensor, request: Request, rows: Rows, eos_token_ids: tuple[in
         logits.index_fill_(0, to_device(stops, logits.device, torch.int64), -torch.inf)
     if not uses_penalties(request):
         return
-    counts, in_prompt = rows.penalty_counts(_row(request))
+    counts, in_prompt = rows.penalty_counts(row_of(request))
     if s.repetition_penalty != 1.0:
         seen = in_prompt | (counts > 0)
         scaled = torch.where(
@@ -96,7 +91,7 @@ def _shape(logits: Tensor, request: Request, rows: Rows, eos_token_ids: tuple[in
 
 
 def _draw(logits: Tensor, requests: list[Request]) -> Tensor:
-    """Sample by inverting the cumulative distribution at one uniform number a request: [R] int64."""
+    """Sample by inverting the cumulative distribution at one uniform number each: [R] int64."""
     device = logits.device
     params = [r.sampling for r in requests]
     temperature = to_device([p.temperature for p in params], device)

@@ -16,7 +16,7 @@ from .request import FinishReason, Request
 
 @dataclass(frozen=True, slots=True)
 class ScheduledRequest:
-    """`num_tokens` tokens of one request, from position `start`; `samples` once it has caught up."""
+    """`num_tokens` tokens of a request from position `start`; `samples`: it then has caught up."""
 
     request: Request
     start: int

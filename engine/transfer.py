@@ -38,8 +38,8 @@ class HostCopy:
             self._ready = torch.cuda.Event()
             self._ready.record()
 
-    def wait(self) -> Tensor:
+    def array(self) -> NDArray[np.generic]:
         """The copy, once it has arrived."""
         if self._ready is not None:
             self._ready.synchronize()
-        return self._host
+        return self._host.numpy()

@@ -37,7 +37,7 @@ def declines(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def set_num_threads(num_threads: int) -> None:
-    numba.set_num_threads(min(num_threads, numba_config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(min(num_threads, numba_config.NUMBA_NUM_THREADS))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:

@@ -5,6 +5,9 @@ inline each other across files. So what is kept lies in a folder named after all
 """
 # pyright: basic, reportArgumentType=false, reportCallIssue=false
 
+# numba's config makes its attributes as it reads the environment.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import logging

@@ -1,4 +1,4 @@
-"""What the engine process builds in these tests: the scripted runner, and ways for it to go wrong."""
+"""What the engine process builds in these tests: the scripted runner, and ways to go wrong."""
 
 import os
 import time

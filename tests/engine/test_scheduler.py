@@ -1,4 +1,4 @@
-"""Any interleaving of submit, abort, step and preemption: books balanced, texts right, all freed."""
+"""Any interleaving of submit, abort, step, preemption: balanced books, right texts, all freed."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
