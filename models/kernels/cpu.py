@@ -9,7 +9,6 @@ not depend on its neighbours, on chunking, on the FFN mode or on the prefix cach
 from __future__ import annotations
 
 import numba
-import numpy as np
 import torch
 from numba.core import config as numba_config
 from torch import Tensor
@@ -17,14 +16,8 @@ from torch import Tensor
 from ..batch import FfnMode, ForwardBatch
 from ..config import Activation
 from . import cpu_attention, cpu_ffn, cpu_matmul
-from .cpu_simd import LANES
 
-_NO_MASK = np.empty((0, 0), np.bool_)
-_GATED = {
-    FfnMode.TOKEN: cpu_ffn.gated_by_token,
-    FfnMode.UNION: cpu_ffn.gated_by_neuron,
-    FfnMode.DENSE: cpu_ffn.gated,
-}
+NO_WINDOW = 1 << 60  # positions
 
 
 def declines(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -41,23 +34,27 @@ def set_num_threads(num_threads: int) -> None:
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    out = torch.empty(x.shape[0], weight.shape[0])
-    cpu_matmul.linear(x.numpy(), weight.numpy(), out.numpy())
+    (num_tokens, num_columns), num_rows = x.shape, weight.shape[0]
+    out = torch.empty(num_tokens, num_rows)
+    cpu_matmul.linear(_at(x), weight.data_ptr(), out.data_ptr(), num_tokens, num_columns, num_rows)
     return out
 
 
 def add_rms_norm(
     delta: Tensor, residual: Tensor, scale: float, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    normed, summed = torch.empty_like(residual), torch.empty_like(residual)
+    num_tokens, hidden = residual.shape
+    normed, summed = torch.empty(num_tokens, hidden), torch.empty(num_tokens, hidden)
     cpu_matmul.add_rms_norm(
-        delta.numpy(),
-        residual.numpy(),
-        np.float32(scale),
-        weight.numpy(),
-        np.float32(eps),
-        normed.numpy(),
-        summed.numpy(),
+        _at(delta),
+        _at(residual),
+        scale,
+        weight.data_ptr(),
+        eps,
+        normed.data_ptr(),
+        summed.data_ptr(),
+        num_tokens,
+        hidden,
     )
     return normed, summed
 
@@ -74,18 +71,21 @@ def rotate_and_store(
     v_cache: Tensor,
     batch: ForwardBatch,
 ) -> Tensor:
-    num_tokens, (_, num_kv_heads, _, head_dim) = qkv.shape[0], k_cache.shape
-    q = torch.empty(num_tokens, qkv.shape[1] // head_dim - 2 * num_kv_heads, head_dim)
-    halves = (2, head_dim // 2)
+    kv_shape = _, num_kv_heads, _, head_dim = tuple(k_cache.shape)
+    shape = (qkv.shape[0], qkv.shape[1] // head_dim - 2 * num_kv_heads, head_dim)
+    q = torch.empty(shape)
     cpu_attention.rotate_and_store(
-        qkv.view(num_tokens, -1, *halves).numpy(),
-        cos.numpy(),
-        sin.numpy(),
-        k_cache.unflatten(-1, halves).numpy(),
-        v_cache.unflatten(-1, halves).numpy(),
-        batch.positions.numpy(),
-        batch.slots.numpy(),
-        q.unflatten(-1, halves).numpy(),
+        _at(qkv),
+        cos.data_ptr(),
+        sin.data_ptr(),
+        k_cache.data_ptr(),
+        v_cache.data_ptr(),
+        batch.positions.data_ptr(),
+        batch.slots.data_ptr(),
+        q.data_ptr(),
+        shape,
+        kv_shape,
+        cos.shape[0],
     )
     return q
 
@@ -98,42 +98,56 @@ def attend(
     scale: float,
     window: int | None,
 ) -> Tensor:
-    num_tokens, num_heads, head_dim = q.shape
-    _, num_kv_heads, page_size, _ = k_cache.shape
+    shape = num_tokens, num_heads, head_dim = tuple(q.shape)
     out = torch.empty(num_tokens, num_heads * head_dim)
-    groups = (num_tokens, num_kv_heads, num_heads // num_kv_heads, head_dim)
     cpu_attention.attend(
-        q.view(groups).numpy(),
-        k_cache.view(-1, head_dim).numpy(),
-        v_cache.view(-1, head_dim).numpy(),
-        page_size,
-        batch.request_ids.numpy(),
-        batch.page_tables.numpy(),
-        batch.positions.numpy(),
-        np.float32(scale),
-        window or 1 << 60,
-        out.view(groups).numpy(),
+        _at(q),
+        k_cache.data_ptr(),
+        v_cache.data_ptr(),
+        batch.request_ids.data_ptr(),
+        _at(batch.page_tables),
+        batch.positions.data_ptr(),
+        out.data_ptr(),
+        shape,
+        tuple(k_cache.shape),
+        tuple(batch.page_tables.shape),
+        scale,
+        window or NO_WINDOW,
     )
     return out
 
 
 def predict(residual: Tensor, fc1: Tensor, fc2: Tensor, threshold: float) -> Tensor:
-    num_tokens = residual.shape[0]
-    hidden = torch.empty(num_tokens, fc1.shape[0])
-    mask = torch.empty(num_tokens, fc2.shape[0], dtype=torch.bool)
+    (num_tokens, num_columns), (num_neurons, rank) = residual.shape, fc2.shape
+    mask = torch.empty(num_tokens, num_neurons, dtype=torch.bool)
     cpu_ffn.predict(
-        residual.numpy(),
-        fc1.numpy(),
-        fc2.numpy(),
-        np.float32(threshold),
-        hidden.numpy(),
-        mask.numpy(),
+        _at(residual),
+        fc1.data_ptr(),
+        fc2.data_ptr(),
+        threshold,
+        mask.data_ptr(),
+        num_tokens,
+        num_columns,
+        rank,
+        num_neurons,
     )
     return mask
 
 
 def gated(x: Tensor, gate_up: Tensor, activation: Activation, threshold: float) -> Tensor:
-    return _gated(x, gate_up, None, activation, threshold, FfnMode.DENSE)
+    (num_tokens, num_columns), num_neurons = x.shape, gate_up.shape[0]
+    value = torch.empty(num_tokens, num_neurons)
+    cpu_ffn.gated(
+        _at(x),
+        gate_up.data_ptr(),
+        value.data_ptr(),
+        num_tokens,
+        num_columns,
+        num_neurons,
+        cpu_ffn.CODES[activation],
+        threshold,
+    )
+    return value
 
 
 def ffn(
@@ -145,29 +159,26 @@ def ffn(
     threshold: float,
     mode: FfnMode,
 ) -> Tensor:
-    value = _gated(x, gate_up, mask, activation, threshold, mode)
-    out = torch.empty_like(x)
-    num_slices = min(numba.get_num_threads(), -(-x.shape[1] // LANES))
-    cpu_ffn.sum_rows(value.numpy(), down.numpy(), num_slices, out.numpy())
+    (num_tokens, num_columns), num_neurons = x.shape, gate_up.shape[0]
+    out = torch.empty(num_tokens, num_columns)
+    cpu_ffn.ffn(
+        _at(x),
+        gate_up.data_ptr(),
+        down.data_ptr(),
+        0 if mask is None else _at(mask),
+        out.data_ptr(),
+        num_tokens,
+        num_columns,
+        num_neurons,
+        cpu_ffn.CODES[activation],
+        threshold,
+        cpu_ffn.MODES[mode],
+        numba.get_num_threads(),
+    )
     return out
 
 
-def _gated(
-    x: Tensor,
-    gate_up: Tensor,
-    mask: Tensor | None,
-    activation: Activation,
-    threshold: float,
-    mode: FfnMode,
-) -> Tensor:
-    value = torch.empty(x.shape[0], gate_up.shape[0])
-    _GATED[mode](
-        x.numpy(),
-        gate_up.view(-1, x.shape[1]).numpy(),
-        _NO_MASK if mask is None else mask.numpy(),
-        mask is not None,
-        cpu_ffn.CODES[activation],
-        np.float32(threshold),
-        value.numpy(),
-    )
-    return value
+def _at(x: Tensor) -> int:
+    """The address of what a kernel takes for contiguous."""
+    assert x.is_contiguous(), (x.shape, x.stride())
+    return x.data_ptr()

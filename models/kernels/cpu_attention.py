@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-from .cpu_jit import kernel
+from .cpu_jit import floats, ints, kernel, longs
 from .cpu_simd import exp, row_sum, tile
 
 KEYS, AHEAD = 4, 8  # keys to a tile, and how far ahead of them others are asked for
@@ -15,10 +15,22 @@ _add_one, _add_four = row_sum(1), row_sum(4)
 
 
 @kernel()
-def rotate_and_store(qkv, cos, sin, k_cache, v_cache, positions, slots, q):
-    """Heads as [.., 2, D/2]: the two halves that a rotation mixes."""
-    num_tokens, num_heads, _, half = q.shape
-    _, num_kv_heads, page_size, _, _ = k_cache.shape
+def rotate_and_store(
+    qkv_at, cos_at, sin_at, k_at, v_at, positions_at, slots_at, q_at, shape, kv_shape, num_positions
+):
+    """shape: (T, H, D) of q; kv_shape: (pages, K, page_size, D) of each cache.
+
+    Heads are taken as [2, D/2]: the two halves that a rotation mixes.
+    """
+    num_tokens, num_heads, head_dim = shape
+    num_pages, num_kv_heads, page_size, _ = kv_shape
+    half = head_dim // 2
+    qkv = floats(qkv_at, (num_tokens, num_heads + 2 * num_kv_heads, 2, half))
+    q = floats(q_at, (num_tokens, num_heads, 2, half))
+    k_cache = floats(k_at, (num_pages, num_kv_heads, page_size, 2, half))
+    v_cache = floats(v_at, (num_pages, num_kv_heads, page_size, 2, half))
+    cos, sin = floats(cos_at, (num_positions, half)), floats(sin_at, (num_positions, half))
+    positions, slots = longs(positions_at, (num_tokens,)), longs(slots_at, (num_tokens,))
     for t in range(num_tokens):
         position = positions[t]
         page, offset = slots[t] // page_size, slots[t] % page_size
@@ -38,12 +50,33 @@ def rotate_and_store(qkv, cos, sin, k_cache, v_cache, positions, slots, q):
 
 
 @kernel(parallel=True, error_model="numpy")
-def attend(q, keys, values, page_size, requests, page_tables, positions, scale, window, out):
-    """q, out [T, K, H/K, D]; keys, values [pages * K * page_size, D], a page's head contiguous.
+def attend(
+    q_at,
+    k_at,
+    v_at,
+    requests_at,
+    tables_at,
+    positions_at,
+    out_at,
+    shape,
+    kv_shape,
+    tables_shape,
+    scale,
+    window,
+):
+    """shape: (T, H, D) of q and out; kv_shape: (pages, K, page_size, D); tables_shape: (B, pages).
 
     One page after the other, the sums rescaled whenever a larger score turns up.
     """
-    num_tokens, num_kv_heads, group, head_dim = q.shape
+    num_tokens, num_heads, head_dim = shape
+    num_pages, num_kv_heads, page_size, _ = kv_shape
+    group, scale = num_heads // num_kv_heads, np.float32(scale)
+    q = floats(q_at, (num_tokens, num_kv_heads, group, head_dim))
+    out = floats(out_at, (num_tokens, num_kv_heads, group, head_dim))
+    keys = floats(k_at, (num_pages * num_kv_heads * page_size, head_dim))
+    values = floats(v_at, (num_pages * num_kv_heads * page_size, head_dim))
+    page_tables, requests = ints(tables_at, tables_shape), longs(requests_at, (num_tokens,))
+    positions = longs(positions_at, (num_tokens,))
     for work in prange(num_tokens * num_kv_heads):
         t, kv_head = work // num_kv_heads, work % num_kv_heads
         queries = q[t, kv_head]

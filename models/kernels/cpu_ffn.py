@@ -10,22 +10,30 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
+from ..batch import FfnMode
 from ..config import Activation
-from .cpu_jit import kernel
+from .cpu_jit import bools, floats, kernel
 from .cpu_matmul import ROWS, multiply
-from .cpu_simd import ask_for, dot, exp, row_sum, tile
+from .cpu_simd import LANES, ask_for, dot, exp, row_sum, tile
 
 NEURONS = 256  # of which the down projection adds up the rows before it turns to the next token
 CODES = {Activation.SILU: 0, Activation.RELU: 1, Activation.FATRELU: 2, Activation.DRELU: 3}
 SILU, RELU, FATRELU, DRELU = CODES.values()
+MODES = {FfnMode.TOKEN: 0, FfnMode.UNION: 1, FfnMode.DENSE: 2}
+TOKEN, UNION, DENSE = MODES.values()
 AHEAD = 2  # neurons further down a list whose rows are asked for
 _four_dots = tile(4, 1)
 _add_one, _add_four = row_sum(1), row_sum(4)
 
 
 @kernel(parallel=True)
-def predict(residual, fc1, fc2, threshold, hidden, mask):
-    num_tokens, rank = hidden.shape
+def predict(
+    residual_at, fc1_at, fc2_at, threshold, mask_at, num_tokens, num_columns, rank, num_neurons
+):
+    residual = floats(residual_at, (num_tokens, num_columns))
+    fc1, fc2 = floats(fc1_at, (rank, num_columns)), floats(fc2_at, (num_neurons, rank))
+    mask, threshold = bools(mask_at, (num_tokens, num_neurons)), np.float32(threshold)
+    hidden = np.empty((num_tokens, rank), np.float32)
     for block in prange((rank + ROWS - 1) // ROWS):
         begin = block * ROWS
         end = min(rank, begin + ROWS)
@@ -34,7 +42,6 @@ def predict(residual, fc1, fc2, threshold, hidden, mask):
             row = hidden[t, begin:end]
             for i in range(len(row)):
                 row[i] = max(row[i], np.float32(0))
-    num_neurons = fc2.shape[0]
     for block in prange((num_neurons + ROWS - 1) // ROWS):
         begin = block * ROWS
         end = min(num_neurons, begin + ROWS)
@@ -57,8 +64,8 @@ def _activate(gate, up, code, threshold):
     return gate / (np.float32(1) + exp(-gate)) * up
 
 
-@kernel(parallel=True)
-def gated(x, gate_up, mask, masked, code, threshold, value):
+@njit(parallel=True)
+def _gated(x, gate_up, mask, code, threshold, value):
     """Every gate and up: value[t, n] = act(x[t] . gate[n], x[t] . up[n]), zero where masked out.
 
     gate_up is [2N, hidden] here: a neuron's gate row, then its up row.
@@ -73,10 +80,52 @@ def gated(x, gate_up, mask, masked, code, threshold, value):
             row = value[t, begin:end]
             for i in range(len(row)):
                 row[i] = _activate(sums[t, 2 * i], sums[t, 2 * i + 1], code, threshold)
-            if masked:
+            if len(mask):
                 keep = mask[t, begin:end]
                 for i in range(len(row)):
                     row[i] = row[i] if keep[i] else np.float32(0)
+
+
+@kernel()
+def gated(x_at, gate_up_at, value_at, num_tokens, num_columns, num_neurons, code, threshold):
+    """value[t, n] = act(x[t] . gate[n], x[t] . up[n]) for every neuron."""
+    x = floats(x_at, (num_tokens, num_columns))
+    gate_up = floats(gate_up_at, (2 * num_neurons, num_columns))
+    value, nothing = floats(value_at, (num_tokens, num_neurons)), np.empty((0, 0), np.bool_)
+    _gated(x, gate_up, nothing, code, np.float32(threshold), value)
+
+
+@kernel()
+def ffn(
+    x_at,
+    gate_up_at,
+    down_at,
+    mask_at,
+    out_at,
+    num_tokens,
+    num_columns,
+    num_neurons,
+    code,
+    threshold,
+    mode,
+    num_threads,
+):
+    """`reference.ffn`; a mask at address 0 is none."""
+    x = floats(x_at, (num_tokens, num_columns))
+    out, down = (
+        floats(out_at, (num_tokens, num_columns)),
+        floats(down_at, (num_neurons, num_columns)),
+    )
+    gate_up, threshold = floats(gate_up_at, (2 * num_neurons, num_columns)), np.float32(threshold)
+    mask = bools(mask_at, (num_tokens if mask_at else 0, num_neurons))
+    value = np.empty((num_tokens, num_neurons), np.float32)
+    if mode == TOKEN:
+        _gated_by_token(x, gate_up, mask, code, threshold, value)
+    elif mode == UNION:
+        _gated_by_neuron(x, gate_up, mask, code, threshold, value)
+    else:
+        _gated(x, gate_up, mask, code, threshold, value)
+    _sum_rows(value, down, min(num_threads, (num_columns + LANES - 1) // LANES), out)
 
 
 @njit
@@ -84,8 +133,8 @@ def _alive(gate, code, threshold):
     return gate >= threshold if code == FATRELU else gate > 0
 
 
-@kernel(parallel=True)
-def gated_by_token(x, gate_up, mask, masked, code, threshold, value):
+@njit(parallel=True)
+def _gated_by_token(x, gate_up, mask, code, threshold, value):
     """Token by token, its own neurons only; an up row only where the gate leaves something."""
     num_tokens, num_neurons = value.shape
     num_blocks = (num_neurons + NEURONS - 1) // NEURONS
@@ -96,7 +145,7 @@ def gated_by_token(x, gate_up, mask, masked, code, threshold, value):
         count = 0
         for i in range(len(row)):
             row[i] = 0
-            if not masked or mask[t, begin + i]:
+            if not len(mask) or mask[t, begin + i]:
                 asked[count] = i
                 count += 1
         for i in range(count):
@@ -108,8 +157,8 @@ def gated_by_token(x, gate_up, mask, masked, code, threshold, value):
                 row[n - begin] = _activate(gate, dot(x, t, gate_up, 2 * n + 1), code, threshold)
 
 
-@kernel(parallel=True)
-def gated_by_neuron(x, gate_up, mask, masked, code, threshold, value):
+@njit(parallel=True)
+def _gated_by_neuron(x, gate_up, mask, code, threshold, value):
     """Neuron by neuron: a row that any token needs is read from memory once, for those tokens."""
     num_tokens, num_neurons = value.shape
     for block in prange((num_neurons + ROWS - 1) // ROWS):
@@ -119,7 +168,7 @@ def gated_by_neuron(x, gate_up, mask, masked, code, threshold, value):
         counts = np.zeros(size, np.int64)  # how many they are
         for t in range(num_tokens):
             for i in range(size):
-                if not masked or mask[t, begin + i]:
+                if not len(mask) or mask[t, begin + i]:
                     asking[i, counts[i]] = t
                     counts[i] += 1
         asked = np.nonzero(counts)[0]
@@ -154,8 +203,8 @@ def _dot_with(x, tokens, w, row, upcoming, out):
         _four_dots(out, row, x, tokens, i, w, row, row + 1, upcoming)
 
 
-@kernel(parallel=True)
-def sum_rows(value, down, num_slices, out):
+@njit(parallel=True)
+def _sum_rows(value, down, num_slices, out):
     """out[t] = sum of value[t, n] * down[n] over the neurons n that are not zero, ascending.
 
     Each slice of the columns is one thread's, so none waits for another's partial sum.

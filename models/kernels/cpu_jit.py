@@ -1,4 +1,4 @@
-"""Compiles the CPU kernels, and keeps them from one start to the next.
+"""Compiles the CPU kernels, keeps them from one start to the next, and hands them their tensors.
 
 numba keeps a compiled function for as long as the function's own file stays as it is; but kernels
 inline each other across files. So what is kept lies in a folder named after all their contents.
@@ -16,8 +16,10 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from numba import njit
-from numba.core import config
+import numpy as np
+from numba import carray, njit, types
+from numba.core import cgutils, config
+from numba.extending import intrinsic
 
 logger = logging.getLogger(__name__)
 
@@ -50,3 +52,35 @@ def kernel(**options: Any) -> Callable[[Callable[..., None]], Callable[..., None
 def are_compiled() -> bool:
     """Whether a start finds kernels that an earlier one has left."""
     return FOLDER is not None and any(FOLDER.rglob("*.nbc"))
+
+
+@intrinsic
+def _pointer(typing: Any, address: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], cgutils.voidptr_t)
+
+    return types.voidptr(address), generate
+
+
+# Tensors cross as `data_ptr()`: numba takes longer over an array argument than a small kernel runs.
+# Each of these is the contiguous array of that shape at an address.
+
+
+@njit
+def floats(address, shape):
+    return carray(_pointer(address), shape, np.float32)
+
+
+@njit
+def longs(address, shape):
+    return carray(_pointer(address), shape, np.int64)
+
+
+@njit
+def ints(address, shape):
+    return carray(_pointer(address), shape, np.int32)
+
+
+@njit
+def bools(address, shape):
+    return carray(_pointer(address), shape, np.bool_)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-from .cpu_jit import kernel
+from .cpu_jit import floats, kernel
 from .cpu_simd import WIDE_REGISTERS, dot, tile
 
 # As many sums as registers hold beside what is being multiplied, few of them for one more load.
@@ -34,16 +34,23 @@ def multiply(x, w, begin, end, out, column):
 
 
 @kernel(parallel=True)
-def linear(x, w, out):
-    num_rows = w.shape[0]
+def linear(x_at, w_at, out_at, num_tokens, num_columns, num_rows):
+    """x [T, in], w [rows, in], out [T, rows]."""
+    x, w = floats(x_at, (num_tokens, num_columns)), floats(w_at, (num_rows, num_columns))
+    out = floats(out_at, (num_tokens, num_rows))
     for block in prange((num_rows + ROWS - 1) // ROWS):
         begin = block * ROWS
         multiply(x, w, begin, min(num_rows, begin + ROWS), out, begin)
 
 
 @kernel()
-def add_rms_norm(delta, residual, scale, weight, eps, normed, summed):
-    num_tokens, hidden = residual.shape
+def add_rms_norm(
+    delta_at, residual_at, scale, weight_at, eps, normed_at, summed_at, num_tokens, hidden
+):
+    shape = (num_tokens, hidden)
+    delta, residual = floats(delta_at, shape), floats(residual_at, shape)
+    normed, summed = floats(normed_at, shape), floats(summed_at, shape)
+    weight, eps, scale = floats(weight_at, (hidden,)), np.float32(eps), np.float32(scale)
     for t in range(num_tokens):
         for k in range(hidden):
             summed[t, k] = residual[t, k] + scale * delta[t, k]
