@@ -42,6 +42,17 @@ class SamplingParams:
     def is_greedy(self) -> bool:
         return self.temperature == 0.0
 
+    @property
+    def has_penalties(self) -> bool:
+        penalties = (self.presence_penalty, self.frequency_penalty, self.repetition_penalty)
+        return penalties != (0.0, 0.0, 1.0)
+
+    @property
+    def is_plain(self) -> bool:
+        """The most likely token is all that is asked for."""
+        asks_more = self.logit_bias or self.min_tokens or self.logprobs is not None
+        return self.is_greedy and not asks_more and not self.has_penalties
+
 
 @dataclass(slots=True, eq=False)
 class Request:
@@ -58,14 +69,16 @@ class Request:
     num_prompt_tokens: int
     num_computed_tokens: int = 0
     num_in_flight: int = 0
-    num_cached_tokens: int = (
-        0  # prompt tokens whose K/V came from the prefix cache at first admission
-    )
+    num_cached_tokens: int = 0  # of the prompt, found in the prefix cache at first admission
     row: int | None = None  # the permanent device row, while running
     pages: list[int] = field(default_factory=list[int])
     page_hashes: list[bytes] = field(default_factory=list[bytes])  # chained, one per full page
     num_preemptions: int = 0
     finish: FinishReason | None = None
+    is_plain: bool = field(init=False)  # its sampling's, asked for in every step
+
+    def __post_init__(self) -> None:
+        self.is_plain = self.sampling.is_plain
 
     @property
     def num_tokens(self) -> int:

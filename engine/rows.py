@@ -33,7 +33,7 @@ class Rows:
         assert request.row is None, request.id
         request.row = row = self.free.pop()
         self.num_pages[row] = 0
-        if uses_penalties(request):
+        if request.sampling.has_penalties:
             self._write_counts(row, request)
 
     def release(self, request: Request) -> None:
@@ -88,8 +88,3 @@ def row_of(request: Request) -> int:
     """The row of a request that has been admitted."""
     assert request.row is not None, request.id
     return request.row
-
-
-def uses_penalties(request: Request) -> bool:
-    s = request.sampling
-    return (s.presence_penalty, s.frequency_penalty, s.repetition_penalty) != (0.0, 0.0, 1.0)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .request import Request, SamplingParams
-from .rows import Rows, row_of, uses_penalties
+from .rows import Rows, row_of
 from .transfer import to_device
 
 MASK = (1 << 64) - 1
@@ -47,27 +47,35 @@ def sample(
     The order is vLLM's: bias and minimum length, penalties, then for those that are not greedy
     temperature, top-k, top-p and min-p. Reported log-probabilities are the model's own, before all.
     """
+    if all(r.is_plain for r in requests):
+        return _most_likely(logits), None
     original = logits
     shaped = [i for i, r in enumerate(requests) if _is_shaped(r)]
     if shaped:
         logits = logits.clone() if _wants_logprobs(requests) else logits
         for i in shaped:
             _shape(logits[i], requests[i], rows, eos_token_ids)
-    token_ids, device = logits.argmax(-1), logits.device
+    token_ids, device = _most_likely(logits), logits.device
     random = [i for i, r in enumerate(requests) if not r.sampling.is_greedy]
     if random:
         index = to_device(random, device)
         token_ids[index] = _draw(logits[index], [requests[i] for i in random])
-    counted = [i for i, r in enumerate(requests) if uses_penalties(r)]
+    counted = [i for i, r in enumerate(requests) if r.sampling.has_penalties]
     if counted:
         index = to_device(counted, device)
         rows.count_sampled([row_of(requests[i]) for i in counted], token_ids[index])
     return token_ids, _logprobs(original, token_ids, requests)
 
 
+def _most_likely(logits: Tensor) -> Tensor:
+    if logits.device.type == "cpu":  # ten times as fast as torch's
+        return torch.from_numpy(logits.numpy().argmax(-1))
+    return logits.argmax(-1)
+
+
 def _is_shaped(request: Request) -> bool:
     s = request.sampling
-    return bool(s.logit_bias) or s.min_tokens > request.num_output_tokens or uses_penalties(request)
+    return bool(s.logit_bias) or s.min_tokens > request.num_output_tokens or s.has_penalties
 
 
 def _shape(logits: Tensor, request: Request, rows: Rows, eos_token_ids: tuple[int, ...]) -> None:
@@ -78,7 +86,7 @@ def _shape(logits: Tensor, request: Request, rows: Rows, eos_token_ids: tuple[in
     if s.min_tokens > request.num_output_tokens:
         stops = [*s.stop_token_ids, *(() if s.ignore_eos else eos_token_ids)]
         logits.index_fill_(0, to_device(stops, logits.device, torch.int64), -torch.inf)
-    if not uses_penalties(request):
+    if not s.has_penalties:
         return
     counts, in_prompt = rows.penalty_counts(row_of(request))
     if s.repetition_penalty != 1.0:
