@@ -48,6 +48,10 @@ class SamplingParams:
         return penalties != (0.0, 0.0, 1.0)
 
     @property
+    def has_limits(self) -> bool:
+        return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
+
+    @property
     def is_plain(self) -> bool:
         """The most likely token is all that is asked for."""
         asks_more = self.logit_bias or self.min_tokens or self.logprobs is not None

@@ -97,7 +97,7 @@ class ModelRunner:
         token_ids, logprobs = torch.empty(0, dtype=torch.int64), None
         if logits is not None:
             token_ids, logprobs = sampler.sample(
-                logits, step.sampling, self.rows, self.eos_token_ids
+                logits, step.sampling, self.rows, self.eos_token_ids, self.decoder.ops
             )
             self.rows.store_sampled(step.sampling, token_ids)
         return Launched(

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .request import Request, SamplingParams
+from ..models.kernels.ops import Ops
+from .request import Request
 from .rows import Rows, row_of
 from .transfer import to_device
 
@@ -40,7 +41,7 @@ def uniform(seed: int, index: int) -> float:
 
 
 def sample(
-    logits: Tensor, requests: list[Request], rows: Rows, eos_token_ids: tuple[int, ...]
+    logits: Tensor, requests: list[Request], rows: Rows, eos_token_ids: tuple[int, ...], ops: Ops
 ) -> tuple[Tensor, DeviceLogprobs | None]:
     """One token for each request: [S, vocab] float32 -> [S] int64.
 
@@ -55,11 +56,15 @@ def sample(
         logits = logits.clone() if _wants_logprobs(requests) else logits
         for i in shaped:
             _shape(logits[i], requests[i], rows, eos_token_ids)
-    token_ids, device = _most_likely(logits), logits.device
+    device = logits.device
     random = [i for i, r in enumerate(requests) if not r.sampling.is_greedy]
-    if random:
-        index = to_device(random, device)
-        token_ids[index] = _draw(logits[index], [requests[i] for i in random])
+    if len(random) == len(requests):
+        token_ids = _draw(logits, requests, ops)
+    else:
+        token_ids = _most_likely(logits)
+        if random:
+            index = to_device(random, device)
+            token_ids[index] = _draw(logits[index], [requests[i] for i in random], ops)
     counted = [i for i, r in enumerate(requests) if r.sampling.has_penalties]
     if counted:
         index = to_device(counted, device)
@@ -98,55 +103,23 @@ def _shape(logits: Tensor, request: Request, rows: Rows, eos_token_ids: tuple[in
     logits -= s.frequency_penalty * counts + s.presence_penalty * (counts > 0)
 
 
-def _draw(logits: Tensor, requests: list[Request]) -> Tensor:
-    """Sample by inverting the cumulative distribution at one uniform number each: [R] int64."""
-    device = logits.device
-    params = [r.sampling for r in requests]
+def _draw(logits: Tensor, requests: list[Request], ops: Ops) -> Tensor:
+    """One token of each request's distribution: [R, vocab] -> [R] int64."""
+    device, params = logits.device, [r.sampling for r in requests]
     temperature = to_device([p.temperature for p in params], device)
-    probabilities = (logits / temperature[:, None]).softmax(-1)
     points = to_device(
-        [uniform(r.sampling.seed or 0, r.num_output_tokens) for r in requests],
+        [uniform(p.seed or 0, r.num_output_tokens) for p, r in zip(params, requests, strict=True)],
         device,
         torch.float64,
     )
-    filtered = [i for i, p in enumerate(params) if _filters(p)]
-    if not filtered:
-        return _invert(probabilities, points)
-    drawn = _invert(probabilities, points)
-    index = to_device(filtered, device)
-    ordered, ids = probabilities[index].sort(dim=-1, descending=True, stable=True)
-    ordered = ordered * _kept(ordered, [params[i] for i in filtered])
-    chosen = _invert(ordered, points[index])
-    drawn[index] = ids.gather(1, chosen[:, None]).squeeze(1)
-    return drawn
-
-
-def _filters(p: SamplingParams) -> bool:
-    return p.top_k > 0 or p.top_p < 1.0 or p.min_p > 0.0
-
-
-def _kept(ordered: Tensor, params: list[SamplingParams]) -> Tensor:
-    """Which of the probabilities, sorted downwards, survive top-k, top-p and min-p: [R, vocab]."""
-    device, vocab_size = ordered.device, ordered.shape[1]
-    top_k = to_device([p.top_k or vocab_size for p in params], device)
-    top_p = to_device([p.top_p for p in params], device)[:, None]
-    min_p = to_device([p.min_p for p in params], device)
-    kept = torch.arange(vocab_size, device=device) < top_k[:, None]
-    kept &= ordered >= min_p[:, None] * ordered[:, :1]
-    # The smallest set that reaches top_p of what top-k and min-p left; always the first token.
-    left = ordered * kept
-    before = left.cumsum(-1) - left
-    kept &= (before < top_p * left.sum(-1, keepdim=True)) | (top_p >= 1.0)
-    kept[:, 0] = True
-    return kept
-
-
-def _invert(weights: Tensor, points: Tensor) -> Tensor:
-    """The first index whose cumulated weight exceeds point * total: [R, n], [R] -> [R] int64."""
-    cumulated = weights.double().cumsum(-1)
-    target = points[:, None] * cumulated[:, -1:]
-    index = torch.searchsorted(cumulated, target, right=True).squeeze(1)
-    return index.clamp(max=weights.shape[1] - 1)
+    limits = None
+    if any(p.has_limits for p in params):
+        limits = (
+            to_device([p.top_k or logits.shape[1] for p in params], device),
+            to_device([p.top_p for p in params], device),
+            to_device([p.min_p for p in params], device),
+        )
+    return ops.draw(logits, temperature, points, limits)
 
 
 def _wants_logprobs(requests: list[Request]) -> bool:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..batch import FfnMode, ForwardBatch
 from ..config import Activation
-from . import cpu_attention, cpu_ffn, cpu_matmul
+from . import cpu_attention, cpu_draw, cpu_ffn, cpu_matmul
+from .reference import Limits
 
 NO_WINDOW = 1 << 60  # positions
 
@@ -176,6 +177,19 @@ def ffn(
         numba.get_num_threads(),
     )
     return out
+
+
+def draw(logits: Tensor, temperature: Tensor, points: Tensor, limits: Limits | None) -> Tensor:
+    token_ids = torch.empty(logits.shape[0], dtype=torch.int64)
+    cpu_draw.draw(
+        _at(logits),
+        _at(temperature),
+        _at(points),
+        *((0, 0, 0) if limits is None else (_at(limit) for limit in limits)),
+        token_ids.data_ptr(),
+        *logits.shape,
+    )
+    return token_ids
 
 
 def _at(x: Tensor) -> int:

@@ -49,7 +49,7 @@ def rotate_and_store(
                 v_cache[page, head, offset, 1, d] = qkv[t, value, 1, d]
 
 
-@kernel(parallel=True, error_model="numpy")
+@kernel()
 def attend(
     q_at,
     k_at,
@@ -64,19 +64,29 @@ def attend(
     scale,
     window,
 ):
-    """shape: (T, H, D) of q and out; kv_shape: (pages, K, page_size, D); tables_shape: (B, pages).
-
-    One page after the other, the sums rescaled whenever a larger score turns up.
-    """
+    """shape: (T, H, D) of q; kv_shape: (pages, K, page_size, D); tables_shape: (B, pages)."""
     num_tokens, num_heads, head_dim = shape
     num_pages, num_kv_heads, page_size, _ = kv_shape
-    group, scale = num_heads // num_kv_heads, np.float32(scale)
-    q = floats(q_at, (num_tokens, num_kv_heads, group, head_dim))
-    out = floats(out_at, (num_tokens, num_kv_heads, group, head_dim))
-    keys = floats(k_at, (num_pages * num_kv_heads * page_size, head_dim))
-    values = floats(v_at, (num_pages * num_kv_heads * page_size, head_dim))
-    page_tables, requests = ints(tables_at, tables_shape), longs(requests_at, (num_tokens,))
-    positions = longs(positions_at, (num_tokens,))
+    groups = (num_tokens, num_kv_heads, num_heads // num_kv_heads, head_dim)
+    rows = (num_pages * num_kv_heads * page_size, head_dim)
+    _attend(
+        floats(q_at, groups),
+        floats(k_at, rows),
+        floats(v_at, rows),
+        page_size,
+        longs(requests_at, (num_tokens,)),
+        ints(tables_at, tables_shape),
+        longs(positions_at, (num_tokens,)),
+        np.float32(scale),
+        window,
+        floats(out_at, groups),
+    )
+
+
+@njit(parallel=True, error_model="numpy")  # Python's division looks for zeros, one by one
+def _attend(q, keys, values, page_size, requests, page_tables, positions, scale, window, out):
+    """One page after the other, the sums rescaled whenever a larger score turns up."""
+    num_tokens, num_kv_heads, group, head_dim = q.shape
     for work in prange(num_tokens * num_kv_heads):
         t, kv_head = work // num_kv_heads, work % num_kv_heads
         queries = q[t, kv_head]

@@ -26,13 +26,18 @@ _four_dots = tile(4, 1)
 _add_one, _add_four = row_sum(1), row_sum(4)
 
 
-@kernel(parallel=True)
+@kernel()
 def predict(
     residual_at, fc1_at, fc2_at, threshold, mask_at, num_tokens, num_columns, rank, num_neurons
 ):
     residual = floats(residual_at, (num_tokens, num_columns))
     fc1, fc2 = floats(fc1_at, (rank, num_columns)), floats(fc2_at, (num_neurons, rank))
-    mask, threshold = bools(mask_at, (num_tokens, num_neurons)), np.float32(threshold)
+    _predict(residual, fc1, fc2, np.float32(threshold), bools(mask_at, (num_tokens, num_neurons)))
+
+
+@njit(parallel=True)
+def _predict(residual, fc1, fc2, threshold, mask):
+    (num_tokens, num_neurons), rank = mask.shape, len(fc1)
     hidden = np.empty((num_tokens, rank), np.float32)
     for block in prange((rank + ROWS - 1) // ROWS):
         begin = block * ROWS

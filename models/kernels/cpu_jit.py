@@ -3,10 +3,8 @@
 numba keeps a compiled function for as long as the function's own file stays as it is; but kernels
 inline each other across files. So what is kept lies in a folder named after all their contents.
 """
-# pyright: basic, reportArgumentType=false, reportCallIssue=false
-
-# numba's config makes its attributes as it reads the environment.
-# pyright: reportAttributeAccessIssue=false
+# pyright: basic, reportPrivateImportUsage=false, reportAttributeAccessIssue=false
+# pyright: reportCallIssue=false
 
 from __future__ import annotations
 
@@ -30,6 +28,8 @@ def _folder() -> Path | None:
     sources = sorted(Path(__file__).parent.glob("cpu*.py"))
     digest = blake2b(b"".join(path.read_bytes() for path in sources), digest_size=8).hexdigest()
     folder = base / f"kernels-{digest}"
+    if not folder.is_dir():
+        logger.info("compiling the CPU kernels, once: this takes about half a minute")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".writable").touch()
@@ -69,6 +69,11 @@ def _pointer(typing: Any, address: Any) -> Any:
 @njit
 def floats(address, shape):
     return carray(_pointer(address), shape, np.float32)
+
+
+@njit
+def doubles(address, shape):
+    return carray(_pointer(address), shape, np.float64)
 
 
 @njit

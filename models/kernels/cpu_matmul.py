@@ -33,11 +33,16 @@ def multiply(x, w, begin, end, out, column):
             _tile(out, shift, x, None, t, w, n, end, n + AHEAD)
 
 
-@kernel(parallel=True)
+@kernel()
 def linear(x_at, w_at, out_at, num_tokens, num_columns, num_rows):
     """x [T, in], w [rows, in], out [T, rows]."""
     x, w = floats(x_at, (num_tokens, num_columns)), floats(w_at, (num_rows, num_columns))
-    out = floats(out_at, (num_tokens, num_rows))
+    _linear(x, w, floats(out_at, (num_tokens, num_rows)))
+
+
+@njit(parallel=True)
+def _linear(x, w, out):
+    num_rows = len(w)
     for block in prange((num_rows + ROWS - 1) // ROWS):
         begin = block * ROWS
         multiply(x, w, begin, min(num_rows, begin + ROWS), out, begin)

@@ -131,8 +131,10 @@ def exp(x):
     """e ** x to one part in 10 million, without a branch, so that a loop over it becomes vectors.
 
     x = n ln 2 + r; e ** r by the polynomial of Cephes' expf, 2 ** n by writing the exponent's bits.
+    Less than e ** -87 is 0, more than e ** 88 is that.
     """
-    x = min(max(x, np.float32(-87.3)), np.float32(88.0))
+    scale = np.float32(1) if x >= np.float32(-87) else np.float32(0)
+    x = min(max(x, np.float32(-87)), np.float32(88))
     n = np.floor(x * np.float32(1.442695041) + np.float32(0.5))
     r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
     p = np.float32(1.9875691500e-4)
@@ -142,7 +144,8 @@ def exp(x):
     p = p * r + np.float32(1.6666665459e-1)
     p = p * r + np.float32(5.0000001201e-1)
     power = (np.int32(n) + np.int32(127)) << np.int32(23)
-    return (p * r * r + r + np.float32(1)) * np.int32(power).view(np.float32)
+    scale *= np.int32(power).view(np.float32)
+    return (p * r * r + r + np.float32(1)) * scale
 
 
 class _Array(NamedTuple):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..batch import FfnMode, ForwardBatch
 from ..config import Activation
+from .reference import Limits
 
 BACKENDS = ("gpu", "cpu", "reference")  # in order of preference
 DEVICES = {"gpu": "cuda", "cpu": "cpu"}  # known without importing Triton or numba
@@ -35,6 +36,7 @@ class Ops:
     predict: Callable[[Tensor, Tensor, Tensor, float], Tensor]
     gated: Callable[[Tensor, Tensor, Activation, float], Tensor]
     ffn: Callable[[Tensor, Tensor, Tensor, Tensor | None, Activation, float, FfnMode], Tensor]
+    draw: Callable[[Tensor, Tensor, Tensor, Limits | None], Tensor]
 
     def chosen(self) -> dict[str, str]:
         """Op -> the backend that runs it, for the start-up log and `/health`."""

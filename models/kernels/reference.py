@@ -13,6 +13,8 @@ from torch import Tensor
 from ..batch import FfnMode, ForwardBatch
 from ..config import Activation
 
+Limits = tuple[Tensor, Tensor, Tensor]  # top_k, top_p, min_p, for `draw`
+
 
 def declines(device: torch.device, dtype: torch.dtype) -> str | None:
     """Never: torch runs everywhere."""
@@ -162,3 +164,32 @@ def ffn(
         rows = mask[t].nonzero().squeeze(1)
         out[t] = (gated(x[t, None], gate_up[rows], activation, threshold) @ down[rows])[0]
     return out
+
+
+def draw(logits: Tensor, temperature: Tensor, points: Tensor, limits: Limits | None) -> Tensor:
+    """A token of softmax(logits / temperature): its cumulative distribution inverted, [R] int64.
+
+    logits [R, vocab] and temperature [R] float32; points [R] float64 in [0, 1). limits: top_k [R]
+    int64, top_p and min_p [R] float32; off are vocab, 1 and 0. They keep the top_k most likely, of
+    these what has min_p of the likeliest one's probability, and of the rest the smallest set that
+    reaches top_p of it; who is as likely as the last one kept is kept too.
+    """
+    scaled = logits / temperature[:, None]
+    weights = (scaled - scaled.amax(-1, keepdim=True)).exp()
+    if limits is not None:
+        weights = torch.where(weights >= _least(weights, *limits), weights, 0)
+    cumulated = weights.double().cumsum(-1)
+    target = points[:, None] * cumulated[:, -1:]
+    return torch.searchsorted(cumulated, target, right=True).squeeze(1)
+
+
+def _least(weights: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
+    """The smallest weight that the limits keep: [R, vocab] -> [R, 1]."""
+    ordered = weights.sort(-1, descending=True).values
+    places = torch.arange(ordered.shape[1], device=ordered.device)
+    kept = (places < top_k[:, None]) & (ordered >= min_p[:, None] * ordered[:, :1])
+    left = (ordered * kept).double()
+    before = left.cumsum(-1) - left
+    kept &= (before < top_p[:, None] * left.sum(-1, keepdim=True)) | (top_p[:, None] >= 1)
+    last = (kept.sum(-1, keepdim=True) - 1).clamp(min=0)
+    return ordered.gather(1, last)

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from turbosparse.engine.request import Request, SamplingParams
 from turbosparse.engine.rows import Rows
 from turbosparse.engine.sampler import sample, uniform
+from turbosparse.models.kernels import ops
 
 VOCAB = 50
 EOS = (7,)
+OPS, _ = ops.select(torch.device("cpu"), torch.float32)
 
 
 def make_rows() -> Rows:
@@ -34,7 +36,7 @@ def logits(num_requests=1, seed=0) -> torch.Tensor:
 
 
 def draw(scores, *requests, rows=None):
-    return sample(scores.clone(), list(requests), rows or make_rows(), EOS)[0].tolist()
+    return sample(scores.clone(), list(requests), rows or make_rows(), EOS, OPS)[0].tolist()
 
 
 def drawn_set(scores, tries=400, **sampling) -> set[int]:
@@ -184,7 +186,7 @@ def test_logprobs_are_the_models_own():
     scores = logits(2)
     plain = request(temperature=0.0)
     asked = request(temperature=0.0, logprobs=3, logit_bias=((9, 100.0),))
-    ids, read = sample(scores.clone(), [plain, asked], make_rows(), EOS)
+    ids, read = sample(scores.clone(), [plain, asked], make_rows(), EOS, OPS)
     want = scores[1].log_softmax(-1)
     assert ids.tolist()[1] == 9
     assert read.indices == [1]
@@ -194,7 +196,7 @@ def test_logprobs_are_the_models_own():
 
 
 def test_logprobs_of_the_sampled_token_alone():
-    _, read = sample(logits(), [request(temperature=0.0, logprobs=0)], make_rows(), EOS)
+    _, read = sample(logits(), [request(temperature=0.0, logprobs=0)], make_rows(), EOS, OPS)
     assert read.top.shape == (1, 0)
     assert read.sampled.shape == (1,)
 

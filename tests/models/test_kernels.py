@@ -107,6 +107,31 @@ def test_predict(threshold):
         assert near.float().mean() < 0.01
 
 
+@pytest.mark.parametrize("vocab", [1, 19, 989, 8192])
+@pytest.mark.parametrize("limits", ["none", "top_k", "top_p", "min_p", "all"])
+def test_draw(vocab, limits):
+    """The same tokens: none of these points falls where rounding would decide."""
+    generator = torch.Generator().manual_seed(vocab)
+    for num_rows in TOKENS:
+        logits = 4 * torch.randn(num_rows, vocab, generator=generator)
+        logits[:, vocab // 2 + 1 :: 7] = -torch.inf  # as a stop token before min_tokens
+        temperature = 0.3 + torch.rand(num_rows, generator=generator)
+        points = torch.rand(num_rows, generator=generator, dtype=torch.float64)
+        top_k = torch.randint(1, vocab + 1, (num_rows,), generator=generator)
+        top_p = 0.05 + 0.9 * torch.rand(num_rows, generator=generator)
+        min_p = 0.2 * torch.rand(num_rows, generator=generator)
+        if limits not in ("top_k", "all"):
+            top_k.fill_(vocab)
+        if limits not in ("top_p", "all"):
+            top_p.fill_(1.0)
+        if limits not in ("min_p", "all"):
+            min_p.fill_(0.0)
+        asked = None if limits == "none" else (top_k, top_p, min_p)
+        got = cpu.draw(logits, temperature, points, asked)
+        assert got.tolist() == reference.draw(logits, temperature, points, asked).tolist()
+        assert (logits.gather(1, got[:, None]) > -torch.inf).all()
+
+
 @pytest.mark.parametrize("heads", [(1, 1), (6, 2), (4, 4)])
 @pytest.mark.parametrize("window", [None, 1, 7])
 @pytest.mark.parametrize("dim", [8, 10])
