@@ -7,10 +7,10 @@ import numpy as np
 from numba import njit, prange
 
 from .cpu_jit import floats, ints, kernel, longs
-from .cpu_simd import exp, row_sum, tile
+from .cpu_simd import ask_for, dot, exp, largest, row_sum, tile
 
-KEYS, AHEAD = 4, 8  # keys to a tile, and how far ahead of them others are asked for
-_scores = tile(1, KEYS)
+KEYS = 4  # to a tile
+_one_by_keys, _many_by_keys = tile(1, KEYS), tile(4, KEYS)
 _add_one, _add_four = row_sum(1), row_sum(4)
 
 
@@ -93,25 +93,36 @@ def _attend(q, keys, values, page_size, requests, page_tables, positions, scale,
         end = positions[t] + 1
         begin = max(0, end - window)
         weights = np.empty((group, page_size), np.float32)
+        ones = np.ones((1, page_size), np.float32)
         total = np.zeros((group, head_dim), np.float32)
         peak = np.full(group, -np.inf, np.float32)
         norm = np.zeros(group, np.float32)
-        for column in range(begin // page_size, (end + page_size - 1) // page_size):
+        num_columns = (end + page_size - 1) // page_size
+        for column in range(begin // page_size, num_columns):
             page = page_tables[requests[t], column]
+            upcoming = page_tables[requests[t], min(column + 1, num_columns - 1)]
+            row = (upcoming * num_kv_heads + kv_head) * page_size
+            for j in range(row, row + page_size):
+                ask_for(keys, j)
+                ask_for(values, j)
             low = max(0, begin - column * page_size)
             num_keys = min(page_size, end - column * page_size) - low
             first = (page * num_kv_heads + kv_head) * page_size + low
-            for j in range(first, first + num_keys, KEYS):
-                for g in range(group):
-                    _scores(weights, first, queries, None, g, keys, j, first + num_keys, j + AHEAD)
+            weights[:, num_keys:] = 0
+            stop = first + num_keys
+            for j in range(first, stop, KEYS):
+                if group == 1:
+                    _one_by_keys(weights, first, queries, None, 0, keys, j, stop, j + KEYS)
+                for g in range(0, group if group > 1 else 0, 4):
+                    _many_by_keys(weights, first, queries, None, g, keys, j, stop, j + KEYS)
             for g in range(group):
                 row = weights[g, :num_keys]
-                top = max(peak[g], scale * row.max())
+                top = max(peak[g], scale * largest(row))
                 for j in range(num_keys):
                     row[j] = exp(scale * row[j] - top)
                 decay = exp(peak[g] - top)
                 peak[g] = top
-                norm[g] = decay * norm[g] + row.sum()
+                norm[g] = decay * norm[g] + dot(weights, g, ones, 0)
                 _add_values(total[g], decay, row, values, first)
         for g in range(group):
             row = out[t, kv_head, g]

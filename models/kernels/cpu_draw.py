@@ -7,7 +7,7 @@ import numpy as np
 from numba import njit, prange
 
 from .cpu_jit import doubles, floats, kernel, longs
-from .cpu_simd import dot, exp
+from .cpu_simd import dot, exp, largest
 
 BLOCK = 256  # weights that are added up at once when looking for the token
 CHUNK = 32  # weights of which the largest is taken when looking for the top k
@@ -45,9 +45,9 @@ def _draw(logits, temperature, points, top_k, top_p, min_p, token_ids):
     for r in prange(num_rows):
         blocks = np.zeros(((num_tokens + BLOCK - 1) // BLOCK, BLOCK), np.float32)
         weights = blocks.reshape(-1)[:num_tokens]
-        largest, scale = _largest(logits[r]), np.float32(1) / temperature[r]
+        top, scale = largest(logits[r]), np.float32(1) / temperature[r]
         for i in range(num_tokens):
-            weights[i] = exp((logits[r, i] - largest) * scale)
+            weights[i] = exp((logits[r, i] - top) * scale)
         if len(top_k):
             least = _least(weights, top_k[r], top_p[r], min_p[r])
             for i in range(num_tokens):
@@ -58,14 +58,6 @@ def _draw(logits, temperature, points, top_k, top_p, min_p, token_ids):
         token_ids[r] = _find(blocks, sums, points[r])
 
 
-@njit(fastmath={"nnan", "nsz"})  # or it is not vectorised; a maximum has no order
-def _largest(values):
-    largest = values[0]
-    for i in range(len(values)):
-        largest = max(largest, values[i])
-    return largest
-
-
 @njit
 def _nth_largest(weights, n):
     """Looked for only among what reaches the n-th largest of the chunks' own largest."""
@@ -73,7 +65,7 @@ def _nth_largest(weights, n):
     if n <= num_chunks:
         tops = np.empty(num_chunks, np.float32)
         for c in range(num_chunks):
-            tops[c] = _largest(weights[c * CHUNK : (c + 1) * CHUNK])
+            tops[c] = largest(weights[c * CHUNK : (c + 1) * CHUNK])
         bound = np.sort(tops)[num_chunks - n]
     candidates = np.sort(weights[weights >= bound])
     return candidates[len(candidates) - n]

@@ -148,6 +148,14 @@ def exp(x):
     return (p * r * r + r + np.float32(1)) * scale
 
 
+@njit(fastmath={"nnan", "nsz"})  # or it is not vectorised; a maximum has no order
+def largest(values):
+    found = values[0]
+    for i in range(len(values)):
+        found = max(found, values[i])
+    return found
+
+
 class _Array(NamedTuple):
     """An array argument as LLVM sees it; `length` is the last dimension's."""
 
