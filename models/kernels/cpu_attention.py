@@ -9,9 +9,9 @@ from numba import njit, prange
 from .cpu_jit import floats, ints, kernel, longs
 from .cpu_simd import ask_for, dot, exp, largest, row_sum, tile
 
-KEYS = 4  # to a tile
-_one_by_keys, _many_by_keys = tile(1, KEYS), tile(4, KEYS)
-_add_one, _add_four = row_sum(1), row_sum(4)
+KEYS = 8  # to a tile
+_scores = tile(1, KEYS)
+_add_one, _add_eight = row_sum(1), row_sum(8)
 
 
 @kernel()
@@ -111,10 +111,8 @@ def _attend(q, keys, values, page_size, requests, page_tables, positions, scale,
             weights[:, num_keys:] = 0
             stop = first + num_keys
             for j in range(first, stop, KEYS):
-                if group == 1:
-                    _one_by_keys(weights, first, queries, None, 0, keys, j, stop, j + KEYS)
-                for g in range(0, group if group > 1 else 0, 4):
-                    _many_by_keys(weights, first, queries, None, g, keys, j, stop, j + KEYS)
+                for g in range(group):
+                    _scores(weights, first, queries, None, g, keys, j, stop, j + KEYS)
             for g in range(group):
                 row = weights[g, :num_keys]
                 top = max(peak[g], scale * largest(row))
@@ -135,10 +133,11 @@ def _add_values(total, decay, weights, values, first):
     """total = decay * total + sum of weights[j] * values[first + j], in order."""
     for d in range(len(total)):
         total[d] *= decay
-    num_tiled = len(weights) // 4 * 4
-    for j in range(0, num_tiled, 4):
-        four = (weights[j], weights[j + 1], weights[j + 2], weights[j + 3])
-        row = first + j
-        _add_four(total, four, values, (row, row + 1, row + 2, row + 3), 0)
+    num_tiled = len(weights) // 8 * 8
+    for j in range(0, num_tiled, 8):
+        w, row = weights[j : j + 8], first + j
+        eight = (w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7])
+        rows = (row, row + 1, row + 2, row + 3, row + 4, row + 5, row + 6, row + 7)
+        _add_eight(total, eight, values, rows, 0)
     for j in range(num_tiled, len(weights)):
         _add_one(total, (weights[j],), values, (first + j,), 0)
