@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from .request import FinishReason, SamplingParams
 
@@ -31,9 +32,10 @@ class TokenLogprobs:
     top: list[tuple[int, float]]  # (token id, logprob), most likely first
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+class Output(NamedTuple):
     """What one step brought one request: a token, an end, or both.
+
+    A named tuple because there is one a token: pickled and made in a third of the time.
 
     A stop token is delivered with `finish=STOP` and is not part of the text. `error` is set exactly
     when `finish` is ERROR.

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from .messages import TokenLogprobs
 from .pages import PagePool, page_hashes
 from .request import FinishReason, Request
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduledRequest:
+class ScheduledRequest(NamedTuple):
     """`num_tokens` tokens of a request from position `start`; `samples`: it then has caught up."""
 
     request: Request
@@ -65,9 +65,8 @@ class Step:
     items: dict[str, ScheduledRequest] = field(default_factory=dict[str, ScheduledRequest])
     preempted: list[Request] = field(default_factory=list[Request])
 
-    def add(self, request: Request, num_tokens: int) -> None:
+    def add(self, request: Request, num_tokens: int, *, samples: bool) -> None:
         start = request.num_computed_tokens
-        samples = start + num_tokens == request.num_tokens
         self.items[request.id] = ScheduledRequest(request, start, num_tokens, samples)
         self.budget -= num_tokens
 
@@ -137,11 +136,14 @@ class Scheduler:
     def next(self) -> Schedule:
         """Choose the tokens of the next step, allocate their pages."""
         step = Step(self.max_num_batched_tokens)
-        decodes = [r for r in self.running if _need(r) == 1]
-        prefills = [r for r in self.running if _need(r) > 1]
+        decodes: list[Request] = []
+        prefills: list[Request] = []
+        for request in self.running:
+            if not self._has_all(request):
+                (decodes if _need(request) == 1 else prefills).append(request)
         for request in decodes + prefills:
             preempted = not request.pages
-            if step.budget and not preempted and not self._has_all(request):
+            if step.budget and not preempted:
                 self._continue(request, step)
         if not step.preempted:
             self._admit(step)
@@ -149,25 +151,31 @@ class Scheduler:
 
     def _has_all(self, request: Request) -> bool:
         """Its last token is already on the way."""
-        return (
-            request.num_output_tokens >= request.sampling.max_tokens
-            or request.num_tokens >= self.max_model_len
-        )
+        num_tokens = request.num_tokens
+        most = request.num_prompt_tokens + request.sampling.max_tokens
+        return num_tokens >= most or num_tokens >= self.max_model_len
 
     def _continue(self, request: Request, step: Step) -> None:
-        num_tokens = min(_need(request), step.budget)
+        need = _need(request)
+        num_tokens = min(need, step.budget)
         num_pages = self._missing_pages(request, request.num_computed_tokens + num_tokens)
+        if num_pages and not self._make_room(request, num_pages, step):
+            return
+        step.add(request, num_tokens, samples=num_tokens == need)
+
+    def _make_room(self, request: Request, num_pages: int, step: Step) -> bool:
+        """Allocate pages, those of whoever came last if need be; False if that is the request."""
         while not self.pool.can_allocate(num_pages):
             victim = self.running[-1]
             if victim is request and len(self.running) == 1:
                 if request.num_in_flight == 0:  # else let it have the token that is on its way
                     self.failed.append((request, self._too_small(request.num_tokens)))
-                return
+                return False
             self._preempt(victim, step)
             if victim is request:
-                return
+                return False
         self.pool.allocate(request, num_pages)
-        step.add(request, num_tokens)
+        return True
 
     def _missing_pages(self, request: Request, num_tokens: int) -> int:
         return max(0, self.pool.pages_for(num_tokens) - len(request.pages))
@@ -194,10 +202,11 @@ class Scheduler:
                 return
             self.waiting.remove(request)
             self._start(request, shared)
-            num_tokens = min(_need(request), step.budget)
+            need = _need(request)
+            num_tokens = min(need, step.budget)
             end = request.num_computed_tokens + num_tokens
             self.pool.allocate(request, self._missing_pages(request, end))
-            step.add(request, num_tokens)
+            step.add(request, num_tokens, samples=num_tokens == need)
 
     def _match(self, request: Request) -> list[int] | None:
         """Pages that hold its prefix already; None if it had better wait for one being computed."""
@@ -227,11 +236,10 @@ class Scheduler:
     def publish(self, item: ScheduledRequest) -> None:
         """Offer the pages that a settled step has filled to others."""
         request, size = item.request, self.pool.page_size
-        if not request.pages:
-            return  # preempted since
-        known = min(item.end, len(request.token_ids))
-        first, last = item.start // size, known // size
-        if first < last and self.pool.prefix_caching:
+        first = item.start // size
+        last = min(item.start + item.num_tokens, len(request.token_ids)) // size
+        preempted = not request.pages
+        if first < last and self.pool.prefix_caching and not preempted:
             request.page_hashes = page_hashes(request.token_ids, size, request.page_hashes)
             for i in range(first, last):
                 self.pool.publish(request.pages[i], request.page_hashes[i])
