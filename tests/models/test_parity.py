@@ -17,8 +17,8 @@ PATHS = {"kernels": ("cpu", "reference"), "reference": ("reference",)}
 
 
 def close(got: torch.Tensor, want: torch.Tensor) -> None:
-    """Five digits of the largest logit: fp32 was seen to be off by 3e-6 of it."""
-    atol = 1e-5 * want.abs().max().item()
+    """To 1e-4, and to five digits of the largest logit: fp32 was seen to be off by 3e-6 of it."""
+    atol = min(1e-4, 1e-5 * want.abs().max().item())
     torch.testing.assert_close(got, want.to(got.dtype), atol=atol, rtol=0)
 
 
