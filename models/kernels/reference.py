@@ -180,7 +180,8 @@ def draw(logits: Tensor, temperature: Tensor, points: Tensor, limits: Limits | N
         weights = torch.where(weights >= _least(weights, *limits), weights, 0)
     cumulated = weights.double().cumsum(-1)
     target = points[:, None] * cumulated[:, -1:]
-    return torch.searchsorted(cumulated, target, right=True).squeeze(1)
+    index = torch.searchsorted(cumulated, target, right=True).squeeze(1)
+    return index.clamp(max=logits.shape[1] - 1)  # a point may round up to all of it
 
 
 def _least(weights: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
