@@ -5,7 +5,9 @@ Owns everything that lives on the device: weights, K/V pages, rows.
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +21,11 @@ from ..models.config import ModelError
 from ..models.decoder import Decoder
 from ..models.kernels import ops
 from ..models.load import DTYPES, LoadedModel, load, read_config
+from ..models.sequence import random_ids, sequence_batch, sequence_cache
 from ..models.sparsity.policy import FfnPolicy
 from . import inputs, kv_cache, sampler
 from .config import EngineConfig
+from .crew import Crew
 from .graphs import DecodeGraphs
 from .inputs import StepInputs
 from .messages import EngineInfo, TokenLogprobs
@@ -30,6 +34,8 @@ from .rows import Rows
 from .sampler import DeviceLogprobs
 from .scheduler import Sampled, Schedule
 from .transfer import HostCopy
+
+logger = logging.getLogger(__name__)
 
 # Steps between two measurements of the active fraction; on a GPU one runs without its graph.
 MEASURE_EVERY = {"cpu": 16, "cuda": 512}
@@ -72,6 +78,7 @@ class ModelRunner:
         rows: Rows,
         page_size: int,
         eos_token_ids: tuple[int, ...],
+        crew: Crew,
         graphs: DecodeGraphs | None = None,
     ) -> None:
         self.decoder = decoder
@@ -80,6 +87,7 @@ class ModelRunner:
         self.rows = rows
         self.page_size = page_size
         self.eos_token_ids = eos_token_ids
+        self.crew = crew
         self.graphs = graphs
         self.num_steps = 0
 
@@ -93,7 +101,8 @@ class ModelRunner:
         mode = self.policy.mode_for(sum(item.num_tokens for item in schedule.items))
         active = self._measure()
         step = inputs.gather(schedule, self.rows, self.page_size, mode, active)
-        logits = self._forward(step)
+        with self.crew.at_work():
+            logits = self._forward(step)
         token_ids, logprobs = torch.empty(0, dtype=torch.int64), None
         if logits is not None:
             token_ids, logprobs = sampler.sample(
@@ -187,7 +196,8 @@ def build_runner(config: EngineConfig) -> tuple[ModelRunner, EngineInfo]:
         num_positions=max_positions,
         progress=True,
     )
-    ops.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)), model.decoder.ops)
+    _warm_up(model)
+    crew = _crew(config, model)
     num_pages = kv_cache.choose_num_pages(config, model.config, max_model_len, device, dtype)
     caches = kv_cache.allocate(model.config, num_pages, config.page_size, device, dtype)
     policy = _policy(config, model)
@@ -199,6 +209,7 @@ def build_runner(config: EngineConfig) -> tuple[ModelRunner, EngineInfo]:
         Rows(config.max_num_seqs, max_pages, model.config.vocab_size, device),
         config.page_size,
         model.eos_token_ids,
+        crew,
         _graphs(config, model, caches, policy, max_pages),
     )
     return runner, _info(config, model, runner, max_model_len, num_pages, device, dtype)
@@ -220,6 +231,27 @@ def _graphs(
     )
     graphs.capture()
     return graphs
+
+
+@torch.inference_mode()
+def _warm_up(model: LoadedModel) -> None:
+    """One sampled token, so that no request waits for a kernel to be compiled or loaded."""
+    started, decoder = time.perf_counter(), model.decoder
+    ids = random_ids(decoder, 4)
+    logits = decoder(sequence_batch(ids), sequence_cache(decoder, len(ids)))
+    ones = torch.ones(len(ids), device=ids.device)
+    decoder.ops.draw(logits, ones, ones.double() / 2, (ids + 1, ones, ones))
+    logger.info("kernels ready after %.1f s", time.perf_counter() - started)
+
+
+def _crew(config: EngineConfig, model: LoadedModel) -> Crew:
+    """On a CPU all cores but one, which is the API process's; with two it gets what is left."""
+    num_cores = len(os.sched_getaffinity(0))
+    num_threads = config.num_threads or max(min(num_cores, 2), num_cores - 1)
+    if model.decoder.embedding.device.type != "cpu":
+        ops.set_num_threads(num_threads, model.decoder.ops)
+        return Crew(1, lambda _: None)
+    return Crew(num_threads, lambda n: ops.set_num_threads(n, model.decoder.ops))
 
 
 @torch.inference_mode()
