@@ -83,49 +83,59 @@ def attend(
     )
 
 
-@njit(parallel=True, error_model="numpy")  # Python's division looks for zeros, one by one
+@njit(parallel=True)
 def _attend(q, keys, values, page_size, requests, page_tables, positions, scale, window, out):
-    """One page after the other, the sums rescaled whenever a larger score turns up."""
-    num_tokens, num_kv_heads, group, head_dim = q.shape
+    num_tokens, num_kv_heads = q.shape[:2]
     for work in prange(num_tokens * num_kv_heads):
         t, kv_head = work // num_kv_heads, work % num_kv_heads
-        queries = q[t, kv_head]
-        end = positions[t] + 1
-        begin = max(0, end - window)
-        weights = np.empty((group, page_size), np.float32)
-        ones = np.ones((1, page_size), np.float32)
-        total = np.zeros((group, head_dim), np.float32)
-        peak = np.full(group, -np.inf, np.float32)
-        norm = np.zeros(group, np.float32)
-        num_columns = (end + page_size - 1) // page_size
-        for column in range(begin // page_size, num_columns):
-            page = page_tables[requests[t], column]
-            upcoming = page_tables[requests[t], min(column + 1, num_columns - 1)]
-            row = (upcoming * num_kv_heads + kv_head) * page_size
-            for j in range(row, row + page_size):
-                ask_for(keys, j)
-                ask_for(values, j)
-            low = max(0, begin - column * page_size)
-            num_keys = min(page_size, end - column * page_size) - low
-            first = (page * num_kv_heads + kv_head) * page_size + low
-            weights[:, num_keys:] = 0
-            stop = first + num_keys
-            for j in range(first, stop, KEYS):
-                for g in range(group):
-                    _scores(weights, first, queries, None, g, keys, j, stop, j + KEYS)
+        pages, end = page_tables[requests[t]], positions[t] + 1
+        queries, total = q[t, kv_head], out[t, kv_head]
+        begin, step = max(0, end - window), num_kv_heads * page_size
+        _attend_to(queries, keys, values, pages, page_size, step, kv_head, begin, end, scale, total)
+
+
+@njit(error_model="numpy")  # Python's division looks for zeros, one by one
+def _attend_to(queries, keys, values, pages, page_size, step, kv_head, begin, end, scale, total):
+    """The queries [H/K, D] of one token over the positions from begin to end, page by page.
+
+    `step` rows of keys lie between two pages. Sums are rescaled whenever a larger score turns up.
+    """
+    group = len(queries)
+    weights, ones = np.empty((group, page_size), np.float32), np.ones((1, page_size), np.float32)
+    peak, norm = np.full(group, -np.inf, np.float32), np.zeros(group, np.float32)
+    total[:] = 0
+    last = (end - 1) // page_size
+    for column in range(begin // page_size, last + 1):
+        start = pages[column] * step + kv_head * page_size
+        _ask_for_page(
+            keys, values, pages[min(column + 1, last)] * step + kv_head * page_size, page_size
+        )
+        low = max(0, begin - column * page_size)
+        num_keys = min(page_size, end - column * page_size) - low
+        first, stop = start + low, start + low + num_keys
+        weights[:, num_keys:] = 0
+        for j in range(first, stop, KEYS):
             for g in range(group):
-                row = weights[g, :num_keys]
-                top = max(peak[g], scale * largest(row))
-                for j in range(num_keys):
-                    row[j] = exp(scale * row[j] - top)
-                decay = exp(peak[g] - top)
-                peak[g] = top
-                norm[g] = decay * norm[g] + dot(weights, g, ones, 0)
-                _add_values(total[g], decay, row, values, first)
+                _scores(weights, first, queries, None, g, keys, j, stop, j + KEYS)
         for g in range(group):
-            row = out[t, kv_head, g]
-            for d in range(head_dim):
-                row[d] = total[g, d] / norm[g]
+            row = weights[g, :num_keys]
+            top = max(peak[g], scale * largest(row))
+            for j in range(num_keys):
+                row[j] = exp(scale * row[j] - top)
+            decay = exp(peak[g] - top)
+            peak[g] = top
+            norm[g] = decay * norm[g] + dot(weights, g, ones, 0)
+            _add_values(total[g], decay, row, values, first)
+    for g in range(group):
+        for d in range(total.shape[1]):
+            total[g, d] /= norm[g]
+
+
+@njit
+def _ask_for_page(keys, values, first, page_size):
+    for row in range(first, first + page_size):
+        ask_for(keys, row)
+        ask_for(values, row)
 
 
 @njit

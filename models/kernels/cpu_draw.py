@@ -66,8 +66,8 @@ def _nth_largest(weights, n):
         tops = np.empty(num_chunks, np.float32)
         for c in range(num_chunks):
             tops[c] = largest(weights[c * CHUNK : (c + 1) * CHUNK])
-        bound = np.sort(tops)[num_chunks - n]
-    candidates = np.sort(weights[weights >= bound])
+        bound = _sorted_from(tops, np.float32(0))[num_chunks - n]
+    candidates = _sorted_from(weights, bound)
     return candidates[len(candidates) - n]
 
 
@@ -83,7 +83,7 @@ def _least(weights, top_k, top_p, min_p):
             mass += weights[i] if weights[i] >= least else np.float32(0)
         # All that is smaller than this adds up to less than what top-p leaves out.
         negligible = np.float32((1 - top_p) * mass / len(weights))
-        candidates = np.sort(weights[weights >= max(least, negligible)])
+        candidates = _sorted_from(weights, max(least, negligible))
         reached = 0.0
         for i in range(len(candidates) - 1, -1, -1):
             if reached >= top_p * mass and reached > 0:
@@ -91,6 +91,30 @@ def _least(weights, top_k, top_p, min_p):
             least = candidates[i]
             reached += least
     return least
+
+
+@njit
+def _sorted_from(values, bound):
+    """Those that are not below the bound, ascending: Shell's sort, for numba takes seconds over its
+    own, and few are left."""
+    found = np.empty(len(values), np.float32)
+    count = 0
+    for i in range(len(values)):
+        if values[i] >= bound:
+            found[count] = values[i]
+            count += 1
+    gap = 1
+    while 3 * gap < count:
+        gap = 3 * gap + 1
+    while gap > 0:
+        for i in range(gap, count):
+            value, j = found[i], i
+            while j >= gap and found[j - gap] > value:
+                found[j] = found[j - gap]
+                j -= gap
+            found[j] = value
+        gap //= 3
+    return found[:count]
 
 
 @njit

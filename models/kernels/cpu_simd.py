@@ -91,7 +91,9 @@ def ask_for(typing: Any, a: Any, i: Any) -> Any:
         emit = _Emitter(context, builder, signature.args, args)
         a = emit.array(0)
         row = emit.row(a, emit.index(1))
-        emit.over(a.length, lambda k, _: emit.prefetch(row, k))
+        steps = cgutils.for_range_slice(builder, INT(0), a.length, INT(LANES), intp=INT)
+        with steps as (k, _):
+            emit.prefetch(row, k)
 
     return types.void(a, i), generate
 
