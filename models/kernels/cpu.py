@@ -34,6 +34,10 @@ def set_num_threads(num_threads: int) -> None:
     numba.set_num_threads(min(num_threads, numba_config.NUMBA_NUM_THREADS))  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def get_num_threads() -> int:
+    return numba.get_num_threads()
+
+
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     (num_tokens, num_columns), num_rows = x.shape, weight.shape[0]
     out = torch.empty(num_tokens, num_rows)
@@ -174,7 +178,7 @@ def ffn(
         cpu_ffn.CODES[activation],
         threshold,
         cpu_ffn.MODES[mode],
-        numba.get_num_threads(),
+        get_num_threads(),
     )
     return out
 

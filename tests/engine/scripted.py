@@ -17,10 +17,12 @@ def next_token(tokens: list[int]) -> int:
     return sum((i + 1) * (t + 7) for i, t in enumerate(tokens)) % (VOCAB - 10)
 
 
-def expected(prompt: list[int], max_tokens: int) -> list[int]:
+def expected(prompt: list[int], max_tokens: int, stop: int | None = None) -> list[int]:
     tokens = list(prompt)
     for _ in range(max_tokens):
         tokens.append(next_token(tokens))
+        if tokens[-1] == stop:
+            break
     return tokens[len(prompt) :]
 
 
@@ -36,6 +38,7 @@ class ScriptedRunner:
         self.free_rows = list(range(num_rows))
         self.last_token: dict[int, int] = {}  # by row, as on a device
         self.fail_with: Exception | None = None
+        self.fail_settling_with: Exception | None = None
         self.num_steps = 0
         self.token_counts: list[int] = []
 
@@ -67,6 +70,9 @@ class ScriptedRunner:
         return request.pages[place // self.page_size], place % self.page_size
 
     def settle(self, launched: LaunchedStep) -> Sampled:
+        if self.fail_settling_with is not None:
+            error, self.fail_settling_with = self.fail_settling_with, None
+            raise error
         return Sampled([(request, token, None) for request, token in launched.sampled])
 
     def release(self, request: Request) -> None:

@@ -189,6 +189,38 @@ def test_an_error_in_a_step_fails_its_requests_and_no_others(overlap):
     assert len(core.runner.free_rows) == 2
 
 
+@BOTH
+def test_an_error_found_late_fails_the_step_that_made_it(overlap):
+    """Read back one step later: the request that came since is in the next step and goes on."""
+    core = make_core(overlap=overlap)
+    core.add(submit("a", PROMPT, 6))
+    outputs = core.step().outputs
+    core.runner.fail_settling_with = ValueError("bad luck")
+    core.add(submit("b", PROMPT[::-1], 6))
+    outputs += core.step().outputs
+    failed = {o.id for o in outputs if o.error == "the step failed: ValueError: bad luck"}
+    assert failed == ({"a"} if overlap else {"a", "b"})
+    got = run(core)
+    if overlap:
+        assert got.tokens["b"] == expected(PROMPT[::-1], 6)
+    assert len(core.runner.free_rows) == 40
+
+
+@BOTH
+def test_who_is_preempted_or_still_waits_can_be_aborted(overlap):
+    core = make_core(overlap=overlap, num_pages=8, max_num_seqs=2, budget=64)
+    for name in ("first", "second", "third"):
+        core.add(submit(name, [ord(name[0]) + i for i in range(12)], 12))
+    for _ in range(30):
+        if core.step().stats.num_preemptions:
+            break
+    assert [r.id for r in core.scheduler.waiting] == ["second", "third"]
+    core.abort(["second", "third"])
+    got = run(core)
+    assert got.finish["second"] == got.finish["third"] == "abort"
+    assert got.finish["first"] == "length"
+
+
 def test_a_lost_device_ends_the_engine():
     core = make_core()
     core.add(submit("a", PROMPT, 6))

@@ -137,6 +137,36 @@ def test_logprobs_come_with_their_tokens(directory, alone):
         assert output.logprobs.top[1][1] <= output.logprobs.sampled <= 0
 
 
+@BOTH
+def test_logprobs_are_the_same_bits_in_any_company(directory, overlap):
+    """No sum depends on the batch, the FFN mode that its size selects, chunks or cached pages."""
+
+    def bits(company: int, **options) -> list[float]:
+        core = make(directory, num_pages=800, overlap=overlap, **options)
+        for i, prompt in enumerate(others(company)):
+            core.add(greedy(f"x{i}", prompt, 5 + i))
+        found: list[float] = []
+        for name in ("a", "again"):
+            core.add(greedy(name, PROMPT, 12, logprobs=0))
+            while name in core.requests:
+                found += [o.logprobs.sampled for o in core.step().outputs if o.id == name]
+        return found
+
+    alone = bits(0, ffn_mode="token")
+    assert alone[:12] == alone[12:]
+    assert bits(31) == bits(9, budget=7) == bits(0, ffn_mode="union") == alone
+
+
+def test_rows_and_pages_come_back(directory):
+    core = make(directory, num_pages=24)
+    for i, prompt in enumerate(others(6)):
+        core.add(greedy(f"x{i}", prompt[:12], 20))
+    core.step()
+    core.abort(["x0", "x5"])
+    run(core)
+    assert sorted(core.runner.rows.free) == list(range(64))
+
+
 def test_the_active_fraction_is_measured_now_and_then(directory):
     core = make(directory)
     core.add(greedy("a", PROMPT, 40))

@@ -22,21 +22,26 @@ class Interleaving(RuleBasedStateMachine):
     )
     def start(self, **options) -> None:
         self.core = make_core(max_model_len=70, **options)
-        self.budget = options["budget"]
+        self.budget, self.num_rows = options["budget"], options["max_num_seqs"]
         self.got = Collected()
-        self.asked: dict[str, tuple[list[int], int]] = {}
+        self.asked: dict[str, tuple[list[int], list[int], str]] = {}  # prompt, tokens, finish
         self.aborted: set[str] = set()
+        self.num_failed_steps = 0
 
     @rule(
         shared=st.integers(0, 14),
         own=st.lists(st.integers(0, 3), max_size=4),
         max_tokens=st.integers(1, 12),
+        stop_at=st.none() | st.integers(0, 11),
     )
-    def submit(self, shared, own, max_tokens) -> None:
+    def submit(self, shared, own, max_tokens, stop_at) -> None:
         name = f"r{len(self.asked)}"
         prompt = [*range(100, 100 + shared), *own] or [1]
-        self.asked[name] = (prompt, max_tokens)
-        self.core.add(submit(name, prompt, max_tokens))
+        stop = None if stop_at is None else expected(prompt, 12)[stop_at]
+        tokens = expected(prompt, max_tokens, stop)
+        self.asked[name] = (prompt, tokens, "stop" if tokens[-1] == stop else "length")
+        stops = {} if stop is None else {"stop_token_ids": (stop,)}
+        self.core.add(submit(name, prompt, max_tokens, **stops))
 
     @precondition(lambda self: getattr(self, "asked", None))
     @rule(data=st.data())
@@ -44,6 +49,13 @@ class Interleaving(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(sorted(self.asked)))
         self.aborted.add(name)
         self.core.abort([name])
+
+    @rule(launching=st.booleans())
+    def fail(self, launching) -> None:
+        """The next step raises, while it is launched or when it is read."""
+        attribute = "fail_with" if launching else "fail_settling_with"
+        setattr(self.core.runner, attribute, ValueError("bad luck"))
+        self.num_failed_steps += 1
 
     @rule(times=st.integers(1, 4))
     def step(self, times) -> None:
@@ -69,12 +81,16 @@ class Interleaving(RuleBasedStateMachine):
         self.core.scheduler.check()
         assert self.core.scheduler.pool.num_held == 0
         assert sorted(self.got.finish) == sorted(self.asked)
-        for name, (prompt, max_tokens) in self.asked.items():
-            tokens, want = self.got.tokens.get(name, []), expected(prompt, max_tokens)
+        assert len(self.core.runner.free_rows) == self.num_rows
+        for name, (_, want, finish) in self.asked.items():
+            tokens = self.got.tokens.get(name, [])
             assert tokens == want[: len(tokens)], name
-            finish = self.got.finish[name]
-            assert finish in ("length", "error") or name in self.aborted
-            assert finish != "length" or tokens == want
+            if self.got.finish[name] == "error":
+                assert self.num_failed_steps or "too small" in self.got.errors[name]
+            elif self.got.finish[name] == "abort":
+                assert name in self.aborted
+            else:
+                assert (tokens, self.got.finish[name]) == (want, finish), name
 
 
 # derandomize: the same examples in every run, so a red build is a change and not a draw

@@ -74,16 +74,41 @@ def test_ffn_of_no_neuron_and_of_all(mode, kept):
         close(backend.ffn(x, gate_up, down, mask, Activation.DRELU, 0.0, mode), want)
 
 
-@pytest.mark.parametrize("mode", FfnMode)
-def test_a_token_does_not_depend_on_its_neighbours(mode):
-    """Bit for bit: a shared neuron list must not leak into another token's sum."""
+def cpu_ops(x: torch.Tensor, mode: FfnMode) -> dict[str, torch.Tensor]:
+    """Every op that sums over a token's values, on the same weights."""
     gate_up, down = ffn_weights(48, 989)
-    x, mask = random(33, 48), random(33, 989, seed=3) > 1.2
-    together = cpu.ffn(x, gate_up, down, mask, Activation.DRELU, 0.0, mode)
-    for t in (0, 7, 32):
-        one = slice(t, t + 1)
-        alone = cpu.ffn(x[one], gate_up, down, mask[one], Activation.DRELU, 0.0, mode)
-        assert torch.equal(alone, together[one])
+    mask = cpu.predict(x, random(13, 48, seed=4), random(989, 13, seed=5), 0.3)
+    found = {"mask": mask, "linear": cpu.linear(x, random(99, 48, seed=3))}
+    found["norm"], found["sum"] = cpu.add_rms_norm(x, x.flip(1), 0.3, random(48, seed=6), 1e-5)
+    found["gated"] = cpu.gated(x, gate_up, Activation.SILU, 0.0)
+    for name, kept in (("masked", mask), ("gate first", None)):
+        found[name] = cpu.ffn(x, gate_up, down, kept, Activation.DRELU, 0.0, mode)
+    return found
+
+
+@pytest.mark.parametrize("num_tokens", TOKENS)
+@pytest.mark.parametrize("mode", FfnMode)
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_bits_depend_neither_on_neighbours_nor_on_mode_nor_on_threads(
+    num_tokens, mode, num_threads
+):
+    """A sum in another order rounds differently, and a greedy text turns at the first near tie."""
+    x = random(33, 48)
+    want = cpu_ops(x, FfnMode.DENSE)
+    before = cpu.get_num_threads()
+    cpu.set_num_threads(num_threads)
+    try:
+        got = cpu_ops(x[-num_tokens:].clone(), mode)
+    finally:
+        cpu.set_num_threads(before)
+    for name in want:
+        assert torch.equal(got[name], want[name][-num_tokens:]), name
+
+
+def test_a_strided_input_is_refused():
+    """A kernel takes an address: it would read the wrong numbers."""
+    with pytest.raises(AssertionError):
+        cpu.linear(random(4, 96)[:, ::2], random(9, 48))
 
 
 def test_gated_silu():
