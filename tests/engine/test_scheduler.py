@@ -95,7 +95,7 @@ class Interleaving(RuleBasedStateMachine):
 
 # derandomize: the same examples in every run, so a red build is a change and not a draw
 Interleaving.TestCase.settings = settings(
-    max_examples=120, stateful_step_count=30, deadline=None, derandomize=True
+    max_examples=300, stateful_step_count=30, deadline=None, derandomize=True
 )
 TestInterleaving = Interleaving.TestCase
 
