@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
-WINDOW = 0.1  # seconds of work that are looked at together
-RETRY = 2.0, 60.0  # seconds until all threads are tried again: at first, and at most
-TOLERATED = 0.4  # cores that may be missing; below it more threads still gain
+WINDOW = 0.5  # seconds of work that are looked at together
+RETRY = 1.0, 15.0  # seconds until all threads are tried again: at first, and at most
+TOLERATED = 0.5  # cores that may be missing; below it more threads still gain
 
 
 class Crew:
