@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..batch import FfnMode, ForwardBatch
 from ..config import Activation
-from . import gpu_attention, gpu_norm, gpu_predict, gpu_sparse, reference
+from . import gpu_attention, gpu_draw, gpu_norm, gpu_predict, gpu_sparse, reference
 
 
 def declines(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -92,3 +92,9 @@ def ffn(
     if mask is None or mode is FfnMode.DENSE or not few:
         return gpu_sparse.gated(x, gate_up, mask, activation, threshold) @ down
     return gpu_sparse.sparse(x, gate_up, down, mask, activation, threshold)
+
+
+def draw(
+    logits: Tensor, temperature: Tensor, points: Tensor, limits: reference.Limits | None
+) -> Tensor:
+    return gpu_draw.draw(logits, temperature, points, limits)

@@ -134,6 +134,41 @@ def test_a_slot_below_zero_is_written_nowhere():
     assert not k.any()
 
 
+def limits_of(num_rows: int, vocab: int, asked: str, seed: int = 0) -> reference.Limits | None:
+    """Random top_k, top_p and min_p; those not asked for are off."""
+    if asked == "none":
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    top_k = torch.randint(1, vocab + 1, (num_rows,), generator=generator)
+    top_p = 0.05 + 0.9 * torch.rand(num_rows, generator=generator)
+    min_p = 0.2 * torch.rand(num_rows, generator=generator)
+    if asked not in ("top_k", "all"):
+        top_k.fill_(vocab)
+    if asked not in ("top_p", "all"):
+        top_p.fill_(1.0)
+    if asked not in ("min_p", "all"):
+        min_p.fill_(0.0)
+    return top_k.to(DEVICE), top_p.to(DEVICE), min_p.to(DEVICE)
+
+
+def check_draw(num_rows: int, vocab: int, asked: str) -> None:
+    """The same tokens: none of these points falls where rounding would decide."""
+    logits = 4 * random(num_rows, vocab, seed=vocab)
+    logits[:, vocab // 2 + 1 :: 7] = -torch.inf  # as a stop token before min_tokens
+    generator = torch.Generator().manual_seed(vocab + 1)
+    temperature = (0.3 + torch.rand(num_rows, generator=generator)).to(DEVICE)
+    points = torch.rand(num_rows, generator=generator, dtype=torch.float64).to(DEVICE)
+    limits = limits_of(num_rows, vocab, asked)
+    got = gpu.draw(logits, temperature, points, limits)
+    assert got.tolist() == reference.draw(logits, temperature, points, limits).tolist()
+
+
+@pytest.mark.parametrize("asked", ["none", "top_k", "top_p", "min_p", "all"])
+def test_draw(asked):
+    for num_rows, vocab in ((1, 1), (3, 19), (5, 989), (2, 9001)):
+        check_draw(num_rows, vocab, asked)
+
+
 def test_shares_of_the_context_depend_on_the_token_count_alone():
     assert [gpu_attention.num_splits_for(t, 8) for t in (1, 2, 8, 32, 256)] == [32, 16, 4, 1, 1]
 
