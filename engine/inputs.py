@@ -45,9 +45,10 @@ def gather(
 
     query_lens = tuple([item.num_tokens for item in items])
     context_lens = tuple([item.end for item in items])
-    request_ids = np.arange(len(items))
+    request_ids, query_starts = np.arange(len(items)), None
     if len(items) < len(positions):
         request_ids = np.repeat(request_ids, query_lens)
+        query_starts = np.cumsum((0, *query_lens), dtype=np.int32)
     row_ids = np.array([row_of(item.request) for item in items])
     page_tables = rows.page_tables[row_ids, : -(-max(context_lens) // page_size)]
     places = np.array(positions, dtype=np.int64)
@@ -72,6 +73,7 @@ def gather(
         context_lens=context_lens,
         sample_at=to_device(np.array(sample_at, dtype=np.int64), device),
         ffn_mode=mode,
+        query_starts=None if query_starts is None else to_device(query_starts, device),
         active=active,
     )
     return StepInputs(batch, [item.request for item in items if item.samples])

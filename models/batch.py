@@ -33,4 +33,5 @@ class ForwardBatch:
     context_lens: tuple[int, ...]
     sample_at: Tensor  # [S] int64, the tokens whose logits are wanted
     ffn_mode: FfnMode
+    query_starts: Tensor | None = None  # [B + 1] int32, their places among the T; None: T is B
     active: Tensor | None = None  # [layers] float32: filled with the active fraction when present

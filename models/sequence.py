@@ -62,6 +62,7 @@ def sequence_batch(
         context_lens=(len(ids),),
         sample_at=places,
         ffn_mode=mode,
+        query_starts=torch.tensor([0, len(ids)], dtype=torch.int32, device=ids.device),
         active=active,
     )
 

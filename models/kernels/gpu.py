@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..batch import FfnMode, ForwardBatch
 from ..config import Activation
-from . import gpu_attention, gpu_draw, gpu_norm, gpu_predict, gpu_sparse, reference
+from . import gpu_attention, gpu_draw, gpu_norm, gpu_predict, gpu_prefill, gpu_sparse
+from .reference import Limits
 
 
 def declines(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -54,18 +55,14 @@ def attend(
     scale: float,
     window: int | None,
 ) -> Tensor:
-    """Decoding tokens by pages; a step that holds a piece of a prompt by torch's attention."""
-    if max(batch.query_lens) > 1:
-        return reference.attend(q, k_cache, v_cache, batch, scale, window)
+    """Pieces of prompts in blocks of queries; else, and over pages of odd sizes, each by itself."""
+    page_size, page_tables = k_cache.shape[2], batch.page_tables
+    if batch.query_starts is not None and gpu_prefill.fits(page_size, page_tables.shape[1]):
+        return gpu_prefill.attend(
+            q, k_cache, v_cache, batch.positions, batch.query_starts, page_tables, scale, window
+        )
     return gpu_attention.attend(
-        q,
-        k_cache,
-        v_cache,
-        batch.positions,
-        batch.request_ids,
-        batch.page_tables,
-        scale,
-        window,
+        q, k_cache, v_cache, batch.positions, batch.request_ids, page_tables, scale, window
     )
 
 
@@ -94,7 +91,5 @@ def ffn(
     return gpu_sparse.sparse(x, gate_up, down, mask, activation, threshold)
 
 
-def draw(
-    logits: Tensor, temperature: Tensor, points: Tensor, limits: reference.Limits | None
-) -> Tensor:
+def draw(logits: Tensor, temperature: Tensor, points: Tensor, limits: Limits | None) -> Tensor:
     return gpu_draw.draw(logits, temperature, points, limits)

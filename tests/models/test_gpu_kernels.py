@@ -80,25 +80,33 @@ def test_norms():
         close(got[1], want[1])
 
 
-def decode_batch(lengths: list[int], page_size: int, num_pages: int) -> ForwardBatch:
-    """One new token for each request; its pages are scattered."""
-    width = -(-max(lengths) // page_size)
+def batch_of(lens: list[tuple[int, int]], page_size: int, num_pages: int) -> ForwardBatch:
+    """For each request its new tokens and all that it has with them; its pages are scattered."""
+    width = -(-max(total for _, total in lens) // page_size)
     order = torch.randperm(num_pages, generator=torch.Generator().manual_seed(0))
-    tables = order[: len(lengths) * width].view(len(lengths), width).int()
-    positions = torch.tensor(lengths) - 1
-    rows = torch.arange(len(lengths))
-    slots = tables[rows, positions // page_size].long() * page_size + positions % page_size
+    tables = order[: len(lens) * width].view(len(lens), width).int()
+    places = [(b, p) for b, (n, total) in enumerate(lens) for p in range(total - n, total)]
+    requests, positions = (torch.tensor(c) for c in zip(*places, strict=True))
+    slots = tables[requests, positions // page_size].long() * page_size + positions % page_size
+    query_lens = tuple(n for n, _ in lens)
+    starts = torch.tensor([0, *query_lens]).cumsum(0).int()
     return ForwardBatch(
         token_ids=torch.zeros_like(positions).to(DEVICE),
         positions=positions.to(DEVICE),
         slots=slots.to(DEVICE),
-        request_ids=rows.to(DEVICE),
+        request_ids=requests.to(DEVICE),
         page_tables=tables.to(DEVICE),
-        query_lens=(1,) * len(lengths),
-        context_lens=tuple(lengths),
-        sample_at=rows.to(DEVICE),
+        query_lens=query_lens,
+        context_lens=tuple(total for _, total in lens),
+        sample_at=torch.arange(len(places)).to(DEVICE),
         ffn_mode=FfnMode.TOKEN,
+        query_starts=None if max(query_lens) == 1 else starts.to(DEVICE),
     )
+
+
+def decode_batch(lengths: list[int], page_size: int, num_pages: int) -> ForwardBatch:
+    """One new token for each request."""
+    return batch_of([(1, length) for length in lengths], page_size, num_pages)
 
 
 def check_attention(lengths, heads, kv_heads, dim, window, dtype=torch.float32, page_size=16):
@@ -123,6 +131,43 @@ def check_attention(lengths, heads, kv_heads, dim, window, dtype=torch.float32, 
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(6, 2, 16), (4, 4, 8)])
 def test_attention(heads, kv_heads, dim, window):
     check_attention([1, 17, 150], heads, kv_heads, dim, window)
+
+
+def check_prefill(lens, heads, kv_heads, dim, window, dtype=torch.float32, page_size=16):
+    num_pages = len(lens) * -(-max(total for _, total in lens) // page_size) + 2
+    batch = batch_of(lens, page_size, num_pages)
+    shape = (num_pages, kv_heads, page_size, dim)
+    k, v = (unwritten(random(*shape, seed=seed, dtype=dtype), batch) for seed in (1, 2))
+    q = random(len(batch.positions), heads, dim, seed=3, dtype=dtype)
+    want = reference.attend(q, k, v, batch, dim**-0.5, window)
+    close(gpu.attend(q, k, v, batch, dim**-0.5, window), want)
+
+
+def unwritten(cache: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
+    """The cache with NaN wherever no token of the batch's requests has been written."""
+    page_size = cache.shape[2]
+    holes = torch.full_like(cache, torch.nan)
+    for row, length in enumerate(batch.context_lens):
+        at = torch.arange(length, device=cache.device)
+        pages, offsets = batch.page_tables[row, at // page_size].long(), at % page_size
+        holes[pages, :, offsets] = cache[pages, :, offsets]
+    return holes
+
+
+MIXED = [(9, 9), (1, 50), (37, 37), (5, 23), (1, 1), (33, 70)]
+
+
+@pytest.mark.parametrize("window", [None, 1, 20])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "page_size"), [(6, 2, 16, 16), (4, 4, 8, 4), (5, 1, 24, 64)]
+)
+def test_pieces_of_prompts_among_decodes(heads, kv_heads, dim, page_size, window):
+    check_prefill(MIXED, heads, kv_heads, dim, window, page_size=page_size)
+
+
+def test_pages_of_any_size():
+    check_prefill([(45, 45)], 4, 2, 16, None, page_size=45)  # one, as calibration has it
+    check_prefill([(2, 9), (1, 5)], 2, 2, 16, None, page_size=6)
 
 
 def test_a_slot_below_zero_is_written_nowhere():
@@ -169,6 +214,49 @@ def test_draw(asked):
         check_draw(num_rows, vocab, asked)
 
 
+def test_draw_keeps_who_ties_with_the_last_kept():
+    """Logits of few values: every limit falls among equals."""
+    num_rows, vocab = 3, 99
+    logits = random(num_rows, vocab).round()
+    ones = torch.ones(num_rows, device=DEVICE)
+    points = ((torch.arange(num_rows) + 0.9) / num_rows).double().to(DEVICE)
+    for asked in ("top_k", "all"):
+        limits = limits_of(num_rows, vocab, asked, seed=1)
+        want = reference.draw(logits, ones, points, limits)
+        assert gpu.draw(logits, ones, points, limits).tolist() == want.tolist()
+
+
+@pytest.mark.parametrize("off", [0, 1, 2])
+def test_draw_at_the_ends_of_the_limits(off):
+    """top_k 1, top_p 0 or min_p 1, two of them off: whatever the point, the likeliest is left."""
+    logits = random(3, 99)
+    limits = [torch.full((3,), 99), torch.ones(3), torch.zeros(3)]
+    limits[off] = (torch.ones(3).long(), torch.zeros(3), torch.ones(3))[off]
+    points = torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64).to(DEVICE)
+    ones = torch.ones(3, device=DEVICE)
+    got = gpu.draw(logits, ones, points, tuple(limit.to(DEVICE) for limit in limits))
+    assert got.tolist() == logits.argmax(-1).tolist()
+
+
+def test_a_point_next_to_one_draws_the_last_token_that_can_be():
+    logits = random(1, 99)
+    logits[:, 42:] = -torch.inf
+    point = torch.full((1,), 1 - 2**-53, dtype=torch.float64, device=DEVICE)
+    assert gpu.draw(logits, torch.ones(1, device=DEVICE), point, None).tolist() == [41]
+
+
+def test_a_row_is_drawn_alone_as_in_company():
+    num_rows, vocab = 3, 99
+    logits, temperature = random(num_rows, vocab), random(num_rows, seed=1).abs() + 0.1
+    points = random(num_rows, seed=2).double().sigmoid()
+    limits = limits_of(num_rows, vocab, "all")
+    together = gpu.draw(logits, temperature, points, limits)
+    for r in range(num_rows):
+        own = tuple(limit[r : r + 1] for limit in limits)
+        alone = gpu.draw(logits[r : r + 1], temperature[r : r + 1], points[r : r + 1], own)
+        assert alone.item() == together[r].item()
+
+
 def test_shares_of_the_context_depend_on_the_token_count_alone():
     assert [gpu_attention.num_splits_for(t, 8) for t in (1, 2, 8, 32, 256)] == [32, 16, 4, 1, 1]
 
@@ -202,6 +290,64 @@ def test_predict_at_7b(num_tokens):
 @pytest.mark.parametrize("window", [None, 128])
 def test_attention_at_7b(lengths, window):
     check_attention(lengths, 32, 8, 128, window, torch.bfloat16)
+
+
+@gpu_only
+@pytest.mark.parametrize("window", [None, 128, 1000])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim"), [(32, 8, 128), (32, 32, 96), (14, 2, 64), (36, 36, 80)]
+)
+def test_pieces_of_prompts_at_7b(heads, kv_heads, dim, window):
+    lens = [(513, 513), (1, 4097), (1000, 3000), (128, 128), (1, 1), (2, 700)]
+    for dtype in (torch.bfloat16, torch.float16):
+        check_prefill(lens, heads, kv_heads, dim, window, dtype)
+
+
+@gpu_only
+def test_pieces_of_prompts_in_fp32():
+    check_prefill([(513, 513), (1, 700), (100, 300)], 32, 8, 128, None)
+
+
+@gpu_only
+@pytest.mark.parametrize("window", [None, 300])
+def test_the_same_bits_in_any_chunking_and_company(window):
+    """Only on a GPU: the interpreter's products are numpy's, which depend on a row's place."""
+    tokens, chunks, heads, kv_heads, dim, page_size = 1500, (512, 1, 700, 287), 32, 8, 128, 16
+    num_pages, dtype = 3 * -(-tokens // page_size), torch.bfloat16
+    shape = (num_pages, kv_heads, page_size, dim)
+    k, v = random(*shape, seed=1, dtype=dtype), random(*shape, seed=2, dtype=dtype)
+    q, strange = (random(tokens, heads, dim, seed=seed, dtype=dtype) for seed in (3, 4))
+    whole = batch_of([(tokens, tokens)], page_size, num_pages)
+    want = gpu.attend(q, k, v, whole, dim**-0.5, window)
+    end = 0
+    for chunk in chunks:
+        start, end = end, end + chunk
+        batch = batch_of([(3, 3), (chunk, end), (2, tokens)], page_size, num_pages)
+        batch.page_tables[1] = whole.page_tables[0]
+        queries = torch.cat((strange[:3], q[start:end], strange[:2]))
+        got = gpu.attend(queries, k, v, batch, dim**-0.5, window)
+        assert torch.equal(got[3 : 3 + chunk], want[start:end])
+
+
+@gpu_only
+@pytest.mark.parametrize("asked", ["none", "top_k", "top_p", "min_p", "all"])
+@pytest.mark.parametrize(("num_rows", "vocab"), [(1, 32002), (128, 32002), (3, 262144)])
+def test_draw_of_whole_vocabularies(num_rows, vocab, asked):
+    """Tokens are so many that rounding decides now and then: the point is within 1e-6 of the
+    token's share of what the reference keeps."""
+    logits = 3 * random(num_rows, vocab)
+    ones = torch.ones(num_rows, device=DEVICE)
+    points = random(num_rows, seed=1).double().sigmoid()
+    limits = limits_of(num_rows, vocab, asked)
+    token_ids = gpu.draw(logits, ones, points, limits)[:, None]
+    weights = (logits - logits.amax(-1, keepdim=True)).exp()
+    if limits is not None:
+        weights = torch.where(weights >= reference._least(weights, *limits), weights, 0)
+    shares = weights.double() / weights.double().sum(-1, keepdim=True)
+    upper = shares.cumsum(-1).gather(1, token_ids)[:, 0]
+    lower = upper - shares.gather(1, token_ids)[:, 0]
+    assert (lower - 1e-6 <= points).all()
+    assert (points <= upper + 1e-6).all()
 
 
 @gpu_only
