@@ -286,6 +286,7 @@ def _info(
         max_num_seqs=config.max_num_seqs,
         eos_token_ids=list(model.eos_token_ids),
         ffn_modes=runner.policy.table(),
+        synthetic=model.synthetic,
     )
 
 

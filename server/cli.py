@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 
 from .. import __version__
 from ..engine.errors import EngineStartError
 from . import settings
 from .checkpoint import CheckpointError
-from .settings import SettingsError
+from .settings import Settings, SettingsError
 
 TOOLS = {
     "make-model": ("synthetic", "write a random checkpoint, for measuring speed"),
@@ -53,8 +57,32 @@ def _serve(arguments: dict[str, object]) -> int:
     chosen = settings.read(arguments)
     from .serve import run
 
-    model = arguments["model"]
-    return run(model if isinstance(model, str) else None, chosen)
+    with _model(arguments["model"], chosen) as (model, chosen):
+        return run(model, chosen)
+
+
+@contextmanager
+def _model(model: object, chosen: Settings) -> Generator[tuple[str | None, Settings]]:
+    """The model as it was given, or a directory that describes the synthetic one."""
+    given = model if isinstance(model, str) else None
+    name, layers, density = chosen.synthetic, chosen.synthetic_layers, chosen.synthetic_density
+    if name is None:
+        if layers is not None or density is not None:
+            flag = "density" if layers is None else "layers"
+            raise SettingsError(f"--synthetic-{flag} needs --synthetic")
+        yield given, chosen
+        return
+    if given is not None:
+        raise SettingsError(f"--synthetic={name} stands instead of a MODEL, but {given} was given")
+    from ..models.config import ModelError
+    from ..models.tools import shapes
+
+    with tempfile.TemporaryDirectory(prefix="turbosparse-") as folder:
+        try:
+            shapes.describe_named(Path(folder), name, layers=layers, density=density)
+        except ModelError as error:
+            raise SettingsError(f"--synthetic: {error}") from error
+        yield folder, replace(chosen, served_model_name=chosen.served_model_name or name)
 
 
 def _run_tool(module: str, arguments: argparse.Namespace) -> int:

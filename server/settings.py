@@ -38,6 +38,14 @@ class Settings:
     served_model_name: str | None = flag(
         None, "name of the model for clients; several, separated by commas, all mean it"
     )
+    synthetic: str | None = flag(
+        None,
+        "instead of MODEL: a random model of a published shape, such as turbosparse-mistral-7b",
+    )
+    synthetic_layers: int | None = flag(None, "layers of the --synthetic model", low=1)
+    synthetic_density: float | None = flag(
+        None, "share of the neurons that the --synthetic model's predictors keep, 0 to 1"
+    )
     device: str = flag("auto", "auto, cpu, cuda or cuda:N")
     dtype: str = flag("auto", "auto, float32, bfloat16 or float16")
     predictors: str | None = flag(
