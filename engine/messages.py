@@ -75,7 +75,8 @@ class StepOutput:
     stats: StepStats
 
 
-class FfnTiming(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class FfnTiming:
     """What one layer's FFN takes for a step of `num_tokens`, by mode, and which mode is taken."""
 
     num_tokens: int

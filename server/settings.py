@@ -16,6 +16,7 @@ from ..engine.config import EngineConfig
 
 PREFIX = "TURBOSPARSE_"
 GIB = 1 << 30
+FFN_MODES = ("token", "union", "dense")
 
 
 class SettingsError(Exception):
@@ -54,7 +55,7 @@ class Settings:
     ffn_mode: str | None = flag(
         None,
         "run every step in one FFN mode, instead of the fastest measured",
-        choices=("token", "union", "dense"),
+        choices=FFN_MODES,
     )
     threads: int | None = flag(None, "CPU threads of the engine; default: all cores", low=1)
     max_model_len: int | None = flag(None, "context length; default: the model's", low=2)
