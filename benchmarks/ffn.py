@@ -11,15 +11,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from turbosparse.models.batch import FfnMode
 from turbosparse.models.config import Activation, ModelConfig
 from turbosparse.models.kernels import ops
+from turbosparse.models.random_weights import plant_thresholds
 from turbosparse.models.sequence import sequence_batch
 from turbosparse.models.sparsity.ffn import SparseFFN
 from turbosparse.models.sparsity.predictor import LowRankPredictor
-from turbosparse.models.tools.synthetic import plant_thresholds
 
 MODES = (FfnMode.DENSE, FfnMode.TOKEN, FfnMode.UNION)
 
@@ -81,7 +82,8 @@ def build(args: argparse.Namespace, chosen: ops.Ops, generator: torch.Generator)
     for parameter in (fc1, fc2):
         parameter.normal_(generator=generator)
     residual = torch.randn(512, args.hidden, generator=generator)
-    fc2.copy_(plant_thresholds(residual, fc1, fc2, args.density, generator))
+    rates = np.random.default_rng(0)
+    fc2.copy_(plant_thresholds(residual, fc1, fc2, args.density, rates))
     ffn = SparseFFN(config, chosen, predictor)
     for parameter in (ffn.gate_up, ffn.down):
         parameter.normal_(generator=generator).div_(args.hidden**0.5)

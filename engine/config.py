@@ -26,5 +26,6 @@ class EngineConfig:
     prefix_caching: bool = True
     overlap: bool | None = None  # launch a step before settling the last one; None: on a GPU
     ffn_mode: str | None = None  # token, union or dense for every step; None: measured at start
+    recalibrate: bool = False  # measure the FFN modes even if an earlier start has
     num_threads: int | None = None  # CPU threads at most; None: all cores but one, but two of two
     seed: int = 0

@@ -28,6 +28,11 @@ class GraphKey:
     ffn_mode: FfnMode
 
 
+def decode_sizes(max_tokens: int) -> tuple[int, ...]:
+    """The sizes to which decode steps of up to `max_tokens` tokens are padded."""
+    return SIZES[: bisect_left(SIZES, min(max_tokens, SIZES[-1])) + 1]
+
+
 def graph_key(num_tokens: int, max_tokens: int, policy: FfnPolicy) -> GraphKey | None:
     """The graph that runs a decode step of `num_tokens`; None if it is larger than any."""
     if num_tokens > min(max_tokens, SIZES[-1]):
@@ -54,7 +59,7 @@ class DecodeGraphs:
         self.policy = policy
         self.max_tokens = max_tokens
         self.graphs: dict[GraphKey, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        size = SIZES[bisect_left(SIZES, min(max_tokens, SIZES[-1]))]
+        size = decode_sizes(max_tokens)[-1]
 
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(*shape, dtype=dtype, device=device)

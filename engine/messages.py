@@ -76,6 +76,15 @@ class StepOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class FfnTiming:
+    """What one layer's FFN takes for a step of `num_tokens`, by mode, and which mode is taken."""
+
+    num_tokens: int
+    microseconds: dict[str, float]
+    chosen: str
+
+
+@dataclass(frozen=True, slots=True)
 class EngineInfo:
     """What the engine is, once it can make a token: start-up log, `/health` and `/v1/models`."""
 
@@ -94,6 +103,8 @@ class EngineInfo:
     max_num_seqs: int
     eos_token_ids: list[int]
     ffn_modes: dict[int, str] = field(default_factory=dict[int, str])  # largest step -> mode
+    ffn_timings: list[FfnTiming] = field(default_factory=list[FfnTiming])  # empty: not measured
+    synthetic: str | None = None  # how the weights were drawn, when no checkpoint holds them
 
 
 @dataclass(frozen=True, slots=True)

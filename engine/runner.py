@@ -26,9 +26,9 @@ from ..models.sparsity.policy import FfnPolicy
 from . import inputs, kv_cache, sampler
 from .config import EngineConfig
 from .crew import Crew
-from .graphs import DecodeGraphs
+from .graphs import DecodeGraphs, decode_sizes
 from .inputs import StepInputs
-from .messages import EngineInfo, TokenLogprobs
+from .messages import EngineInfo, FfnTiming, TokenLogprobs
 from .request import Request
 from .rows import Rows
 from .sampler import DeviceLogprobs
@@ -223,14 +223,19 @@ def _graphs(
     policy: FfnPolicy,
     max_pages: int,
 ) -> DecodeGraphs | None:
-    """The captured decode steps; None where launching is computing, or routing asks the host."""
-    if model.decoder.embedding.device.type != "cuda" or model.config.num_experts:
+    """The captured decode steps, where they can be captured."""
+    if not _captures(model):
         return None
     graphs = DecodeGraphs(
         model.decoder, caches, policy, max_tokens=config.max_num_seqs, max_pages=max_pages
     )
     graphs.capture()
     return graphs
+
+
+def _captures(model: LoadedModel) -> bool:
+    """Decode steps are graphs, except where launching is computing, or routing asks the host."""
+    return model.decoder.embedding.device.type == "cuda" and not model.config.num_experts
 
 
 @torch.inference_mode()
@@ -257,7 +262,14 @@ def _crew(config: EngineConfig, model: LoadedModel) -> Crew:
 @torch.inference_mode()
 def _policy(config: EngineConfig, model: LoadedModel) -> FfnPolicy:
     if config.ffn_mode is None:
-        return calibration.calibrate(model.decoder, config.max_num_batched_tokens)
+        graphs = _captures(model)
+        return calibration.calibrate(
+            model.decoder,
+            config.max_num_batched_tokens,
+            decode_sizes(config.max_num_seqs) if graphs else (),
+            graphs=graphs,
+            anew=config.recalibrate,
+        )
     return FfnPolicy.always(FfnMode(config.ffn_mode))
 
 
@@ -286,7 +298,20 @@ def _info(
         max_num_seqs=config.max_num_seqs,
         eos_token_ids=list(model.eos_token_ids),
         ffn_modes=runner.policy.table(),
+        ffn_timings=_timings(runner.policy),
+        synthetic=model.synthetic,
     )
+
+
+def _timings(policy: FfnPolicy) -> list[FfnTiming]:
+    return [
+        FfnTiming(
+            size,
+            {mode.value: seconds * 1e6 for mode, seconds in times.items()},
+            policy.mode_for(size).value,
+        )
+        for size, times in sorted(policy.seconds.items())
+    ]
 
 
 def _device(name: str) -> torch.device:

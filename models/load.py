@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
-from . import divergence
+from . import divergence, random_weights, recipe
 from .config import ModelConfig, ModelError
 from .decoder import Decoder
 from .fields import Fields, is_list, is_object, read_object
@@ -17,7 +16,7 @@ from .kernels import ops
 from .registry import Family, find_family
 from .sparsity.ffn import SparseFFN
 from .sparsity.predictor import LowRankPredictor
-from .weights import Checkpoint, Layout, Source, check_names, iter_pt_predictors
+from .weights import Checkpoint, Layout, Source, assign, check_names, iter_pt_predictors
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Stored by some exporters though it can be computed; not a weight.
@@ -29,7 +28,7 @@ class LoadedModel:
     """A decoder with its weights in place.
 
     `exact` says that it computes the function that the checkpoint defines; otherwise
-    `approximation` says what does not.
+    `approximation` says what does not. `synthetic` says how the weights were drawn, if they were.
     """
 
     decoder: Decoder
@@ -40,6 +39,7 @@ class LoadedModel:
     exact: bool
     approximation: str | None
     num_parameters: int
+    synthetic: str | None = None
 
 
 def read_config(directory: Path) -> tuple[Family, ModelConfig]:
@@ -61,19 +61,21 @@ def load(
 ) -> LoadedModel:
     """Build on `meta`, then stream the weights in: peak memory is the model plus one tensor.
 
+    Where config.json holds a recipe there are no weights: they are drawn on the device.
     `predictors` is a folder of `model_{layer}.pt` for a model that has none of its own: it makes
     the model approximate, and how far is measured at once. `num_positions` is the longest
     sequence that will come, the config's by default. Raises ModelError, naming what does not fit.
     """
     family, config = read_config(directory)
     chosen, declined = ops.select(device, dtype, backends)
-    checkpoint = Checkpoint(directory)
-    config, sources = _resolve(family, config, checkpoint)
-    ranks = _predictor_ranks(config, sources, checkpoint)
-    with torch.device("meta"):
-        decoder = Decoder(config, chosen, ranks)
-    _fill(decoder, sources, checkpoint, device, dtype, progress)
-    decoder.prepare(device, num_positions or config.max_positions)
+    positions = num_positions or config.max_positions
+    drawn = recipe.read(read_object(directory / "config.json"))
+    if drawn is None:
+        decoder = _read(directory, family, config, chosen, device, dtype, progress)
+        decoder.prepare(device, positions)
+    else:
+        config = replace(config, predictor=drawn.rank > 0)
+        decoder = random_weights.build(config, drawn, chosen, device, dtype, positions)
     approximation = None
     if predictors is not None:
         exact = divergence.baseline(decoder)
@@ -84,14 +86,33 @@ def load(
         )
     return LoadedModel(
         decoder=decoder.eval(),
-        config=config,
+        config=decoder.config,
         kernels=chosen.chosen(),
         declined=declined,
         eos_token_ids=eos_token_ids(directory),
         exact=approximation is None,
         approximation=approximation,
         num_parameters=sum(p.numel() for p in decoder.parameters()),
+        synthetic=None if drawn is None else str(drawn),
     )
+
+
+def _read(
+    directory: Path,
+    family: Family,
+    config: ModelConfig,
+    chosen: ops.Ops,
+    device: torch.device,
+    dtype: torch.dtype,
+    progress: bool,
+) -> Decoder:
+    checkpoint = Checkpoint(directory)
+    config, sources = _resolve(family, config, checkpoint)
+    ranks = _predictor_ranks(config, sources, checkpoint)
+    with torch.device("meta"):
+        decoder = Decoder(config, chosen, ranks)
+    _fill(decoder, sources, checkpoint, device, dtype, progress)
+    return decoder
 
 
 def _resolve(
@@ -139,18 +160,13 @@ def _fill(
                 f"{' + '.join(source.names)} has shape {_stored_shape(source, value)}, "
                 f"config.json asks for {_stored_shape(source, wanted[name])}"
             )
-        _assign(decoder, name, value.to(device=device, dtype=dtype).contiguous())
+        assign(decoder, name, value.to(device=device, dtype=dtype).contiguous())
 
 
 def _stored_shape(source: Source, value: torch.Tensor) -> list[int]:
     """The shape in the checkpoint's own terms, for a message."""
     shape = list(value.shape)
     return shape[::-1] if source.layout is Layout.TRANSPOSED else shape
-
-
-def _assign(model: nn.Module, name: str, value: torch.Tensor) -> None:
-    owner, _, attribute = name.rpartition(".")
-    setattr(model.get_submodule(owner), attribute, nn.Parameter(value, requires_grad=False))
 
 
 def _attach_predictors(
@@ -179,8 +195,8 @@ def _attach_predictors(
         shape = (config.hidden_size, fc1.shape[0], config.num_neurons)
         with torch.device("meta"):
             ffn.predictor = predictor = LowRankPredictor(*shape, decoder.ops, threshold)
-        _assign(predictor, "fc1.weight", fc1.to(device, dtype).contiguous())
-        _assign(predictor, "fc2.weight", fc2.to(device, dtype).contiguous())
+        assign(predictor, "fc1.weight", fc1.to(device, dtype).contiguous())
+        assign(predictor, "fc2.weight", fc2.to(device, dtype).contiguous())
     return threshold
 
 

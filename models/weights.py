@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from .config import ModelError
 from .fields import as_object, read_object
@@ -43,6 +43,14 @@ class Source:
             raise ModelError(
                 f"{' + '.join(self.names)}: shapes {shapes} do not fit together"
             ) from error
+
+    def take_apart(self, value: Tensor, rows: list[int]) -> list[Tensor]:
+        """The way back from `assemble`, as views; `rows` of each where one lies below the other."""
+        if self.layout is Layout.TRANSPOSED:
+            return [value.T]
+        if self.layout is Layout.NEURONS:
+            return list(value.chunk(len(self.names), dim=1))
+        return [value] if len(self.names) == 1 else list(torch.split(value, rows))
 
 
 class Slice(Protocol):
@@ -114,6 +122,12 @@ def _shards(index: Path) -> set[str]:
     if names != shards or not names:
         raise ModelError(f"{index}: weight_map must map tensors to files beside it")
     return names
+
+
+def assign(model: nn.Module, name: str, value: Tensor) -> None:
+    """Put an inference weight in the place that was built for it on `meta`."""
+    owner, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(owner), attribute, nn.Parameter(value, requires_grad=False))
 
 
 def check_names(expected: set[str], found: set[str], family: str) -> None:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 
 from .. import __version__
 from ..engine.errors import EngineStartError
 from . import settings
-from .checkpoint import CheckpointError
-from .settings import SettingsError
+from .checkpoint import CheckpointError, locate, locate_predictors
+from .settings import Settings, SettingsError
 
 TOOLS = {
     "make-model": ("synthetic", "write a random checkpoint, for measuring speed"),
     "train": ("train", "train the bundled model"),
 }
+MODES = settings.FFN_MODES
 PACKAGE = __name__.removesuffix(".server.cli")
 
 
@@ -34,6 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="a directory, or owner/name on the Hugging Face Hub; default: the bundled model",
     )
     settings.add_arguments(serve)
+    calibrate = commands.add_parser(
+        "calibrate", help="measure a model's FFN modes anew; serve takes what this finds"
+    )
+    calibrate.add_argument("model", nargs="?", help="as for serve, like every flag")
+    settings.add_arguments(calibrate)
     given = list(sys.argv[1:] if argv is None else argv)
     for name, (module, help) in TOOLS.items():
         tool = commands.add_parser(name, help=help)
@@ -43,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.command == "serve":
             return _serve(vars(arguments))
+        if arguments.command == "calibrate":
+            return _calibrate(vars(arguments))
         return _run_tool(TOOLS[arguments.command][0], arguments)
     except (SettingsError, CheckpointError, EngineStartError) as error:
         print(f"turbosparse: error: {error}", file=sys.stderr)
@@ -53,16 +65,62 @@ def _serve(arguments: dict[str, object]) -> int:
     chosen = settings.read(arguments)
     from .serve import run
 
-    model = arguments["model"]
-    return run(model if isinstance(model, str) else None, chosen)
+    with _model(arguments["model"], chosen) as (model, chosen):
+        return run(model, chosen)
 
 
-def _run_tool(module: str, arguments: argparse.Namespace) -> int:
+def _calibrate(arguments: dict[str, object]) -> int:
+    """Start an engine as serve would, with next to no K/V pages, and print what it measured."""
+    chosen = settings.read(arguments)
+    from ..engine.runner import build_runner
+
+    with _model(arguments["model"], chosen) as (model, chosen), _refusals():
+        predictors = locate_predictors(chosen.predictors)
+        config = chosen.engine(str(locate(model).directory), predictors)
+        _, info = build_runner(replace(config, recalibrate=True, num_pages=1))
+    print(f"{info.device}, {info.dtype}; microseconds of one layer's FFN")
+    print(f"{'tokens':>8}" + "".join(f"{mode:>10}" for mode in MODES) + f"{'chosen':>10}")
+    for row in info.ffn_timings:
+        times = "".join(f"{row.microseconds[mode]:>10.1f}" for mode in MODES)
+        print(f"{row.num_tokens:>8}{times}{row.chosen:>10}")
+    if not info.ffn_timings:
+        print("nothing to choose: " + ", ".join(set(info.ffn_modes.values())))
+    return 0
+
+
+@contextmanager
+def _refusals() -> Generator[None]:
+    """A model that cannot be run is an error for the operator, as it is when the engine starts."""
     from ..models.config import ModelError
 
     try:
-        import_module(f"{PACKAGE}.models.tools.{module}").run(arguments)
+        yield
     except ModelError as error:
-        print(f"turbosparse: error: {error}", file=sys.stderr)
-        return 1
+        raise EngineStartError(str(error)) from error
+
+
+@contextmanager
+def _model(model: object, chosen: Settings) -> Generator[tuple[str | None, Settings]]:
+    """The model as it was given, or a directory that describes the synthetic one."""
+    given = model if isinstance(model, str) else None
+    name, layers, density = chosen.synthetic, chosen.synthetic_layers, chosen.synthetic_density
+    if name is None:
+        if layers is not None or density is not None:
+            flag = "density" if layers is None else "layers"
+            raise SettingsError(f"--synthetic-{flag} needs --synthetic")
+        yield given, chosen
+        return
+    if given is not None:
+        raise SettingsError(f"--synthetic={name} stands instead of a MODEL, but {given} was given")
+    from ..models.tools import shapes
+
+    with tempfile.TemporaryDirectory(prefix="turbosparse-") as folder:
+        with _refusals():
+            shapes.describe_named(Path(folder), name, layers=layers, density=density)
+        yield folder, replace(chosen, served_model_name=chosen.served_model_name or name)
+
+
+def _run_tool(module: str, arguments: argparse.Namespace) -> int:
+    with _refusals():
+        import_module(f"{PACKAGE}.models.tools.{module}").run(arguments)
     return 0

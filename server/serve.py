@@ -169,8 +169,10 @@ def banner(name: str, info: EngineInfo, url: str) -> str:
     modes = [f"{mode} up to {num_tokens} tokens in a step" for num_tokens, mode in smaller]
     num_tokens = info.num_pages * info.page_size
     concurrency = num_tokens / info.max_model_len
+    synthetic = {} if info.synthetic is None else {"SYNTHETIC": info.synthetic}
     lines = {
         "model": f"{name} ({info.num_parameters / 1e6:,.1f} M parameters, {info.model})",
+        **synthetic,
         "family": info.family,
         "function": function,
         "device": f"{info.device}, {info.dtype}",

@@ -16,6 +16,7 @@ from ..engine.config import EngineConfig
 
 PREFIX = "TURBOSPARSE_"
 GIB = 1 << 30
+FFN_MODES = ("token", "union", "dense")
 
 
 class SettingsError(Exception):
@@ -38,6 +39,14 @@ class Settings:
     served_model_name: str | None = flag(
         None, "name of the model for clients; several, separated by commas, all mean it"
     )
+    synthetic: str | None = flag(
+        None,
+        "instead of MODEL: a random model of a published shape, such as turbosparse-mistral-7b",
+    )
+    synthetic_layers: int | None = flag(None, "layers of the --synthetic model", low=1)
+    synthetic_density: float | None = flag(
+        None, "share of the neurons that the --synthetic model's predictors keep, 0 to 1"
+    )
     device: str = flag("auto", "auto, cpu, cuda or cuda:N")
     dtype: str = flag("auto", "auto, float32, bfloat16 or float16")
     predictors: str | None = flag(
@@ -46,7 +55,7 @@ class Settings:
     ffn_mode: str | None = flag(
         None,
         "run every step in one FFN mode, instead of the fastest measured",
-        choices=("token", "union", "dense"),
+        choices=FFN_MODES,
     )
     threads: int | None = flag(None, "CPU threads of the engine; default: all cores", low=1)
     max_model_len: int | None = flag(None, "context length; default: the model's", low=2)

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from turbosparse.models import calibration_cache
+
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
 
@@ -24,3 +26,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _calibrations_of_this_run(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests neither take the user's measurements nor leave theirs."""
+    calibration_cache.FOLDER = tmp_path_factory.mktemp("calibration")

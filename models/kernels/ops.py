@@ -80,3 +80,10 @@ def set_num_threads(num_threads: int, ops: Ops) -> None:
     if uses_kernels:
         import_module(".cpu", __package__).set_num_threads(num_threads)
     torch.set_num_threads(1 if uses_kernels else num_threads)
+
+
+def get_num_threads(ops: Ops) -> int:
+    """The CPU threads that the chosen kernels take."""
+    if "cpu" in ops.chosen().values():
+        return import_module(".cpu", __package__).get_num_threads()
+    return torch.get_num_threads()

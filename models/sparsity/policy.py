@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..batch import FfnMode
 
 
 @dataclass(frozen=True, slots=True)
 class FfnPolicy:
-    """`modes[i]` serves steps of up to `sizes[i]` tokens; the last one also all larger."""
+    """`modes[i]` serves steps of up to `sizes[i]` tokens; the last one also all larger.
+
+    `seconds` is what it was chosen by, for people: empty where nothing was measured.
+    """
 
     sizes: tuple[int, ...]
     modes: tuple[FfnMode, ...]
+    seconds: dict[int, dict[FfnMode, float]] = field(
+        default_factory=dict[int, dict[FfnMode, float]], compare=False
+    )
 
     @classmethod
     def always(cls, mode: FfnMode) -> FfnPolicy:
@@ -35,7 +41,7 @@ class FfnPolicy:
             else:
                 sizes.append(size)
                 modes.append(best)
-        return cls(tuple(sizes), tuple(modes))
+        return cls(tuple(sizes), tuple(modes), seconds)
 
     def mode_for(self, num_tokens: int) -> FfnMode:
         return self.modes[min(bisect_left(self.sizes, num_tokens), len(self.modes) - 1)]

@@ -33,4 +33,5 @@ def _card(service: Service, name: str) -> dict[str, object]:
         "max_model_len": info.max_model_len,
         "exact": info.exact,
         "approximation": info.approximation,
+        "synthetic": info.synthetic,
     }

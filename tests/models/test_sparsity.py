@@ -5,10 +5,9 @@ import pytest
 import torch
 from whole import logits_of
 
-from turbosparse.models import calibration
 from turbosparse.models.batch import FfnMode
 from turbosparse.models.load import LoadedModel, load
-from turbosparse.models.sequence import observe, random_ids
+from turbosparse.models.sequence import observe
 from turbosparse.models.sparsity.policy import FfnPolicy
 from turbosparse.models.sparsity.predictor import OraclePredictor, recall
 
@@ -144,49 +143,3 @@ def test_the_policy_depends_on_the_numbers_alone():
 def test_one_mode_for_everything():
     policy = FfnPolicy.always(UNION)
     assert {policy.mode_for(n) for n in (1, 7, 10**6)} == {UNION}
-
-
-def test_calibration_measures_every_mode_up_to_the_largest_step(tmp_path, monkeypatch):
-    """With a clock of our own: the tables above, read back."""
-    model = read(tmp_path, "turbosparse-mistral")
-    asked = []
-
-    def clock(ffn, x, residual, batch):
-        assert len(x) == len(residual) == len(batch.token_ids)
-        asked.append((len(x), batch.ffn_mode))
-        return {1: SECONDS[1], 4: SECONDS[4], 16: SECONDS[16]}.get(len(x), SECONDS[64])[
-            batch.ffn_mode
-        ]
-
-    monkeypatch.setattr(calibration, "_seconds", clock)
-    policy = calibration.calibrate(model.decoder, 300)  # more than the 256 positions of a request
-    steps = [(size, mode) for size in (1, 4, 16, 64, 256, 300) for mode in FfnMode]
-    assert list(dict.fromkeys(asked)) == steps
-    assert asked[:6] == 2 * steps[:3], "the modes take turns"
-    assert policy.table() == {4: "token", 16: "union", 300: "dense"}
-
-
-def test_calibration_times_the_layer_of_mean_density(tmp_path, monkeypatch):
-    model = read(tmp_path, "turbosparse-mistral")
-    for layer, density in zip(model.decoder.layers, (0.9, 0.0, 0.5), strict=True):
-        neurons = layer.ffn.predictor.fc2.weight
-        neurons.zero_()
-        neurons[: int(density * len(neurons))] = 1  # on wherever any hidden unit is
-    timed = []
-    monkeypatch.setattr(calibration, "_seconds", lambda ffn, *_: timed.append(ffn) or 1.0)
-    calibration.calibrate(model.decoder, 4)
-    active = observe(model.decoder, random_ids(model.decoder, 64)).active
-    assert active.argsort().tolist() == [1, 2, 0]
-    assert set(timed) == {model.decoder.layers[2].ffn}
-
-
-def test_calibration_of_a_dense_model_is_not_a_question(tmp_path):
-    changes = {"model_type": "mistral", "hidden_act": "silu"}
-    directory = published.make(tmp_path, "bamboo", **changes)
-    model = load(directory, CPU, torch.float32)
-    assert calibration.calibrate(model.decoder, 64) == FfnPolicy.always(DENSE)
-
-
-def test_calibration_really_times(tmp_path):
-    policy = calibration.calibrate(read(tmp_path, "turbosparse-mixtral").decoder, 8)
-    assert policy.sizes[-1] == 8

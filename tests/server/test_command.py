@@ -16,6 +16,8 @@ import openai
 import psutil
 import pytest
 
+from turbosparse.server.cli import main
+
 COMMAND = [sys.executable, "-m", "turbosparse.server"]
 LONG = {"messages": [{"role": "user", "content": "Hi"}], "ignore_eos": True, "max_tokens": 300}
 
@@ -140,3 +142,33 @@ def test_a_signal_while_loading_ends_it_quietly():
     process.stderr.close()
     assert process.wait(30) == 0
     assert "Traceback" not in rest
+
+
+def test_a_synthetic_model_answers_and_says_what_it_is():
+    flags = ("--synthetic", "turbosparse-mixtral-30m", "--synthetic-layers", "1")
+    with serving(*flags, "--ffn-mode", "union") as (_, url, printed):
+        label = "random weights of seed 0, predictors planted to keep 15% of the neurons"
+        assert f" SYNTHETIC  {label}" in "".join(printed)
+        (card,) = httpx.get(f"{url}/v1/models").json()["data"]
+        assert card["id"] == "turbosparse-mixtral-30m"
+        assert label in card["synthetic"]
+        engine = httpx.get(f"{url}/health").json()["engine"]
+        assert engine["synthetic"] == card["synthetic"]
+        assert engine["family"] == "turbosparsemixtral"
+        said = httpx.post(f"{url}/v1/chat/completions", json=LONG | {"max_tokens": 3}, timeout=60)
+        assert said.json()["usage"]["completion_tokens"] == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--synthetic", "mistral-16m", "models/tiny"], "stands instead of a MODEL, but models/ti"),
+        (["--synthetic", "gpt"], "synthetic='gpt' is not one of turbosparse-mistral-7b, turbo"),
+        (["--synthetic", "mistral-16m", "--synthetic-density", "0.2"], "has no predictors"),
+        (["--synthetic-layers", "2"], "--synthetic-layers needs --synthetic"),
+        (["--synthetic", "mistral-16m", "--synthetic-layers", "0"], "0 is less than 1"),
+    ],
+)
+def test_what_no_synthetic_model_can_be_is_refused(flags, message, capsys):
+    assert main(["serve", *flags]) == 1
+    assert message in capsys.readouterr().err
