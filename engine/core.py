@@ -81,6 +81,10 @@ class EngineCore(Generic[L]):
         for request in [self.requests[id] for id in ids if id in self.requests]:
             self._end(request, FinishReason.ABORT)
 
+    def reset_prefix_cache(self) -> None:
+        """Forget what earlier prompts left; requests that run keep their pages."""
+        self.scheduler.pool.reset()
+
     def step(self) -> StepOutput:
         """One turn of the engine: what it brought, and how it was spent."""
         started = time.perf_counter()
@@ -105,6 +109,8 @@ class EngineCore(Generic[L]):
             self._fail(schedule, error)
             return None
         for item in schedule.items:
+            unscored = item.request.unscored(item.start, item.end)
+            item.request.num_scored_tokens += len(unscored)
             item.request.num_computed_tokens = item.end
             item.request.num_in_flight += item.samples
         return schedule, launched
@@ -118,6 +124,9 @@ class EngineCore(Generic[L]):
         except Exception as error:
             self._fail(schedule, error)
             return Sampled([])
+        for request, scores in sampled.scored:
+            if request.finish is None:
+                self._outputs.append(Output(request.id, prompt_logprobs=scores))
         for request, token_id, logprobs in sampled.tokens:
             request.num_in_flight -= 1
             if request.finish is None:

@@ -25,6 +25,11 @@ class Abort:
 
 
 @dataclass(frozen=True, slots=True)
+class ResetPrefixCache:
+    """Forget every prefix that no running request holds."""
+
+
+@dataclass(frozen=True, slots=True)
 class TokenLogprobs:
     """Log-probability of the sampled token and of the most likely ones, before any penalty."""
 
@@ -33,7 +38,7 @@ class TokenLogprobs:
 
 
 class Output(NamedTuple):
-    """What one step brought one request: a token, an end, or both.
+    """What one step brought one request: a token, an end, scores of its prompt.
 
     A named tuple because there is one a token: pickled and made in a third of the time.
 
@@ -47,6 +52,7 @@ class Output(NamedTuple):
     finish: FinishReason | None = None
     num_cached_tokens: int = 0
     error: str | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None  # of the prompt tokens next in order
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,5 +109,5 @@ class StartFailed:
     message: str
 
 
-ToEngine = Submit | Abort
+ToEngine = Submit | Abort | ResetPrefixCache
 FromEngine = StepOutput | EngineInfo | StartFailed

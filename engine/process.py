@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 
 from .config import EngineConfig
 from .core import EngineCore, Runner
-from .messages import Abort, EngineInfo, StartFailed, Submit
+from .messages import Abort, EngineInfo, ResetPrefixCache, StartFailed, Submit, ToEngine
 from .pages import PagePool
 from .scheduler import Scheduler
 
@@ -76,9 +76,11 @@ def _serve(connection: Connection, core: EngineCore[object]) -> None:
 def _receive(connection: Connection, core: EngineCore[object]) -> None:
     """Take all that has arrived; wait only when there is nothing to do."""
     while connection.poll(0 if core.has_work else None):
-        message: Submit | Abort = connection.recv()
+        message: ToEngine = connection.recv()
         match message:
             case Submit():
                 core.add(message)
             case Abort():
                 core.abort(message.ids)
+            case ResetPrefixCache():
+                core.reset_prefix_cache()

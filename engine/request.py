@@ -20,7 +20,8 @@ class SamplingParams:
     """How the next token is chosen. The defaults sample the model's own distribution.
 
     `logprobs` is None for none, else the number of most likely alternatives to report beside the
-    sampled token (0 reports the sampled token alone). `top_k=0` and `min_p=0` are off.
+    sampled token (0 reports the sampled token alone); `prompt_logprobs` is the same for the tokens
+    of the prompt. `top_k=0` and `min_p=0` are off.
     """
 
     max_tokens: int
@@ -37,6 +38,7 @@ class SamplingParams:
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     @property
     def is_greedy(self) -> bool:
@@ -73,6 +75,7 @@ class Request:
     num_prompt_tokens: int
     num_computed_tokens: int = 0
     num_in_flight: int = 0
+    num_scored_tokens: int = 0  # of the prompt, whose successor's logprob is on its way or known
     num_cached_tokens: int = 0  # of the prompt, found in the prefix cache at first admission
     row: int | None = None  # the permanent device row, while running
     pages: list[int] = field(default_factory=list[int])
@@ -91,3 +94,15 @@ class Request:
     @property
     def num_output_tokens(self) -> int:
         return self.num_tokens - self.num_prompt_tokens
+
+    @property
+    def is_scored(self) -> bool:
+        """Nothing of its prompt is to be scored, now or any more."""
+        asked = self.sampling.prompt_logprobs is not None
+        return not asked or self.num_scored_tokens >= self.num_prompt_tokens - 1
+
+    def unscored(self, start: int, end: int) -> range:
+        """Positions in [start, end) from which the next prompt token is still to be scored."""
+        if self.is_scored:
+            return range(0)
+        return range(max(start, self.num_scored_tokens), min(end, self.num_prompt_tokens - 1))

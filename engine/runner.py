@@ -23,16 +23,17 @@ from ..models.kernels import ops
 from ..models.load import DTYPES, LoadedModel, load, read_config
 from ..models.sequence import random_ids, sequence_batch, sequence_cache
 from ..models.sparsity.policy import FfnPolicy
-from . import inputs, kv_cache, sampler
+from . import inputs, kv_cache, sampler, scoring
 from .config import EngineConfig
 from .crew import Crew
 from .graphs import DecodeGraphs
 from .inputs import StepInputs
+from .logprobs import HostLogprobs
 from .messages import EngineInfo, TokenLogprobs
 from .request import Request
 from .rows import Rows
-from .sampler import DeviceLogprobs
 from .scheduler import Sampled, Schedule
+from .scoring import Scored
 from .transfer import HostCopy
 
 logger = logging.getLogger(__name__)
@@ -47,24 +48,10 @@ class Launched:
 
     sampling: list[Request]
     token_ids: HostCopy  # [S] int64
-    logprobs: HostLogprobs | None
+    logprobs: HostLogprobs | None  # of those that asked
+    scored: Scored | None
     ffn_mode: FfnMode
     active: HostCopy | None  # [layers]
-
-
-@dataclass(frozen=True, slots=True)
-class HostLogprobs:
-    """DeviceLogprobs on their way to the host."""
-
-    indices: list[int]
-    sampled: HostCopy
-    top: HostCopy
-    top_ids: HostCopy
-
-    @classmethod
-    def of(cls, found: DeviceLogprobs) -> HostLogprobs:
-        copies = (HostCopy(t) for t in (found.sampled, found.top, found.top_ids))
-        return cls(found.indices, *copies)
 
 
 class ModelRunner:
@@ -102,7 +89,7 @@ class ModelRunner:
         active = self._measure()
         step = inputs.gather(schedule, self.rows, self.page_size, mode, active)
         with self.crew.at_work():
-            logits = self._forward(step)
+            logits, scored = self._forward(step, schedule)
         token_ids, logprobs = torch.empty(0, dtype=torch.int64), None
         if logits is not None:
             token_ids, logprobs = sampler.sample(
@@ -113,6 +100,7 @@ class ModelRunner:
             step.sampling,
             HostCopy(token_ids),
             None if logprobs is None else HostLogprobs.of(logprobs),
+            scored,
             mode,
             None if active is None else HostCopy(active),
         )
@@ -128,24 +116,25 @@ class ModelRunner:
                     zip(launched.sampling, token_ids, strict=True)
                 )
             ],
+            scored=scoring.read(launched.scored),
             ffn_mode=launched.ffn_mode.value,
             active_fraction=None
             if launched.active is None
             else float(launched.active.array().mean()),
         )
 
-    def _forward(self, step: StepInputs) -> Tensor | None:
-        """Logits of the tokens to sample [S, vocab]; None where the step samples none."""
+    def _forward(self, step: StepInputs, schedule: Schedule) -> tuple[Tensor | None, Scored | None]:
+        """Logits of the tokens to sample [S, vocab], None where the step samples none; and the
+        scores of prompt tokens, where it holds any that are to be scored."""
         batch = step.batch
-        if not step.sampling:
-            self.decoder.hidden(batch, self.caches)
-            return None
         only_decodes = len(step.sampling) == batch.token_ids.shape[0]
         if self.graphs is not None and only_decodes and batch.active is None:
             logits = self.graphs.run(batch)
             if logits is not None:
-                return logits
-        return self.decoder(batch, self.caches)
+                return logits, None
+        hidden = self.decoder.hidden(batch, self.caches)
+        logits = self.decoder.logits(hidden[batch.sample_at]) if step.sampling else None
+        return logits, scoring.score(self.decoder, hidden, schedule)
 
     def release(self, request: Request) -> None:
         self.rows.release(request)
@@ -169,13 +158,12 @@ def _read_logprobs(
     """Place among the step's sampling requests -> what it asked for."""
     if logprobs is None:
         return {}
-    read: dict[int, TokenLogprobs] = {}
-    sampled, top, top_ids = (c.array() for c in (logprobs.sampled, logprobs.top, logprobs.top_ids))
-    for i, index in enumerate(logprobs.indices):
-        wanted = requests[index].sampling.logprobs or 0
-        pairs = [(int(top_ids[i, k]), float(top[i, k])) for k in range(wanted)]
-        read[index] = TokenLogprobs(float(sampled[i]), pairs)
-    return read
+    wanted = {
+        i: request.sampling.logprobs
+        for i, request in enumerate(requests)
+        if request.sampling.logprobs is not None
+    }
+    return dict(zip(wanted, logprobs.read(list(wanted.values())), strict=True))
 
 
 def build_runner(config: EngineConfig) -> tuple[ModelRunner, EngineInfo]:

@@ -6,27 +6,16 @@ not depend on its neighbours, on preemption or on the batch's order.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from ..models.kernels.ops import Ops
+from .logprobs import DeviceLogprobs, logprobs_of
 from .request import Request
 from .rows import Rows, row_of
 from .transfer import to_device
 
 MASK = (1 << 64) - 1
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceLogprobs:
-    """Log-probabilities of the requests that asked: `indices` are their places among the S."""
-
-    indices: list[int]
-    sampled: Tensor  # [len(indices)]
-    top: Tensor  # [len(indices), k]
-    top_ids: Tensor  # [len(indices), k] int64
 
 
 def uniform(seed: int, index: int) -> float:
@@ -43,7 +32,8 @@ def uniform(seed: int, index: int) -> float:
 def sample(
     logits: Tensor, requests: list[Request], rows: Rows, eos_token_ids: tuple[int, ...], ops: Ops
 ) -> tuple[Tensor, DeviceLogprobs | None]:
-    """One token for each request: [S, vocab] float32 -> [S] int64.
+    """One token for each request: [S, vocab] float32 -> [S] int64, and the log-probabilities of
+    those requests that ask, in their order.
 
     The order is vLLM's: bias and minimum length, penalties, then for those that are not greedy
     temperature, top-k, top-p and min-p. Reported log-probabilities are the model's own, before all.
@@ -132,7 +122,4 @@ def _logprobs(logits: Tensor, token_ids: Tensor, requests: list[Request]) -> Dev
         return None
     most = max(requests[i].sampling.logprobs or 0 for i in indices)
     index = to_device(indices, logits.device)
-    logprobs = logits[index].log_softmax(-1)
-    sampled = logprobs.gather(1, token_ids[index][:, None]).squeeze(1)
-    top, top_ids = logprobs.topk(most, dim=-1)
-    return DeviceLogprobs(indices, sampled, top, top_ids)
+    return logprobs_of(logits[index], token_ids[index], most)

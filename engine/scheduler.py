@@ -45,6 +45,9 @@ class Sampled:
     """What a settled step brought: a token for each of its items that sampled, in their order."""
 
     tokens: list[tuple[Request, int, TokenLogprobs | None]]
+    scored: list[tuple[Request, list[TokenLogprobs]]] = field(
+        default_factory=list[tuple[Request, list[TokenLogprobs]]]
+    )
     ffn_mode: str = ""
     active_fraction: float | None = None
 
@@ -211,7 +214,7 @@ class Scheduler:
     def _match(self, request: Request) -> list[int] | None:
         """Pages that hold its prefix already; None if it had better wait for one being computed."""
         assert request.num_in_flight == 0, request.id
-        if not self.pool.prefix_caching:
+        if not self.pool.prefix_caching or not request.is_scored:
             return []
         size = self.pool.page_size
         request.page_hashes = page_hashes(request.token_ids, size, request.page_hashes)
