@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from .grammar import Constraint
+
 
 class FinishReason(StrEnum):
     """Why a request ended; the value is what the OpenAI wire says."""
@@ -21,7 +23,8 @@ class SamplingParams:
 
     `logprobs` is None for none, else the number of most likely alternatives to report beside the
     sampled token (0 reports the sampled token alone); `prompt_logprobs` is the same for the tokens
-    of the prompt. `top_k=0` and `min_p=0` are off.
+    of the prompt. `top_k=0` and `min_p=0` are off. `grammar` is what the answer must follow, in
+    llguidance's format, to its end: neither `ignore_eos` nor `min_tokens` goes with it.
     """
 
     max_tokens: int
@@ -39,6 +42,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    grammar: str | None = None
 
     @property
     def is_greedy(self) -> bool:
@@ -57,7 +61,8 @@ class SamplingParams:
     def is_plain(self) -> bool:
         """The most likely token is all that is asked for."""
         asks_more = self.logit_bias or self.min_tokens or self.logprobs is not None
-        return self.is_greedy and not asks_more and not self.has_penalties
+        shaped = asks_more or self.has_penalties or self.grammar is not None
+        return self.is_greedy and not shaped
 
 
 @dataclass(slots=True, eq=False)
@@ -82,6 +87,7 @@ class Request:
     page_hashes: list[bytes] = field(default_factory=list[bytes])  # chained, one per full page
     num_preemptions: int = 0
     finish: FinishReason | None = None
+    constraint: Constraint | None = None
     is_plain: bool = field(init=False)  # its sampling's, asked for in every step
 
     def __post_init__(self) -> None:
@@ -94,6 +100,11 @@ class Request:
     @property
     def num_output_tokens(self) -> int:
         return self.num_tokens - self.num_prompt_tokens
+
+    @property
+    def waits_for_its_token(self) -> bool:
+        """Its grammar must read the token that is in flight before it can say what may follow."""
+        return self.constraint is not None and self.num_in_flight > 0
 
     @property
     def is_scored(self) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..models.kernels.ops import Ops
 from .logprobs import DeviceLogprobs, logprobs_of
+from .masks import allow_only
 from .request import Request
 from .rows import Rows, row_of
 from .transfer import to_device
@@ -35,8 +36,9 @@ def sample(
     """One token for each request: [S, vocab] float32 -> [S] int64, and the log-probabilities of
     those requests that ask, in their order.
 
-    The order is vLLM's: bias and minimum length, penalties, then for those that are not greedy
-    temperature, top-k, top-p and min-p. Reported log-probabilities are the model's own, before all.
+    The order is vLLM's: bias and minimum length, penalties, grammars, then for those that are not
+    greedy temperature, top-k, top-p and min-p. Reported log-probabilities are the model's own,
+    before all.
     """
     if all(r.is_plain for r in requests):
         return _most_likely(logits), None
@@ -46,6 +48,7 @@ def sample(
         logits = logits.clone() if _wants_logprobs(requests) else logits
         for i in shaped:
             _shape(logits[i], requests[i], rows, eos_token_ids)
+        allow_only(logits, requests)
     device = logits.device
     random = [i for i, r in enumerate(requests) if not r.sampling.is_greedy]
     if len(random) == len(requests):
@@ -70,7 +73,8 @@ def _most_likely(logits: Tensor) -> Tensor:
 
 def _is_shaped(request: Request) -> bool:
     s = request.sampling
-    return bool(s.logit_bias) or s.min_tokens > request.num_output_tokens or s.has_penalties
+    has_bounds = s.min_tokens > request.num_output_tokens or s.grammar is not None
+    return bool(s.logit_bias) or has_bounds or s.has_penalties
 
 
 def _shape(logits: Tensor, request: Request, rows: Rows, eos_token_ids: tuple[int, ...]) -> None:

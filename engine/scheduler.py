@@ -142,7 +142,7 @@ class Scheduler:
         decodes: list[Request] = []
         prefills: list[Request] = []
         for request in self.running:
-            if not self._has_all(request):
+            if not (self._has_all(request) or request.waits_for_its_token):
                 (decodes if _need(request) == 1 else prefills).append(request)
         for request in decodes + prefills:
             preempted = not request.pages
