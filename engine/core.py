@@ -156,6 +156,9 @@ class EngineCore(Generic[L]):
         except Exception as error:
             self._fail(schedule, error)
             return Sampled([])
+        for item, total in zip(schedule.items, sampled.active or (), strict=False):
+            item.request.active_sum += total
+            item.request.num_measured += item.num_tokens
         for request, scores in sampled.scored:
             if request.finish is None:
                 self._outputs.append(Output(request.id, prompt_logprobs=scores))
@@ -176,11 +179,11 @@ class EngineCore(Generic[L]):
                 self._end(request, FinishReason.ERROR, f"the grammar: {error}")
                 return
         finish = self._finish_reason(request, token_id)
-        self._outputs.append(
-            Output(request.id, token_id, logprobs, finish, request.num_cached_tokens)
-        )
+        output = Output(request.id, token_id, logprobs, finish, request.num_cached_tokens)
         if finish is not None:
+            output = output._replace(active_fraction=request.active_fraction)
             self._forget(request, finish)
+        self._outputs.append(output)
 
     def _finish_reason(self, request: Request, token_id: int) -> FinishReason | None:
         s = request.sampling
@@ -211,7 +214,13 @@ class EngineCore(Generic[L]):
     def _end(self, request: Request, finish: FinishReason, error: str | None = None) -> None:
         cached = request.num_cached_tokens
         self._outputs.append(
-            Output(request.id, finish=finish, num_cached_tokens=cached, error=error)
+            Output(
+                request.id,
+                finish=finish,
+                num_cached_tokens=cached,
+                error=error,
+                active_fraction=request.active_fraction,
+            )
         )
         self._forget(request, finish)
 

@@ -53,6 +53,7 @@ class Output(NamedTuple):
     num_cached_tokens: int = 0
     error: str | None = None
     prompt_logprobs: list[TokenLogprobs] | None = None  # of the prompt tokens next in order
+    active_fraction: float | None = None  # with `finish`, for who asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,8 @@ class EngineInfo:
     num_pages: int
     max_num_seqs: int
     eos_token_ids: list[int]
+    sparse: bool = False  # whether it has neurons that can be skipped
+    threshold: float | None = None  # of its predictors; None: it has none
     ffn_modes: dict[int, str] = field(default_factory=dict[int, str])  # largest step -> mode
 
 

@@ -25,6 +25,10 @@ class SamplingParams:
     sampled token (0 reports the sampled token alone); `prompt_logprobs` is the same for the tokens
     of the prompt. `top_k=0` and `min_p=0` are off. `grammar` is what the answer must follow, in
     llguidance's format, to its end: neither `ignore_eos` nor `min_tokens` goes with it.
+
+    `threshold` replaces the one above which the model's predictors keep a neuron; minus infinity
+    keeps all. `report_active` asks for the share of neurons that the request's tokens kept. Only
+    requests of one `cache_salt` share prefixes.
     """
 
     max_tokens: int
@@ -43,6 +47,9 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     grammar: str | None = None
+    threshold: float | None = None
+    report_active: bool = False
+    cache_salt: str = ""
 
     @property
     def is_greedy(self) -> bool:
@@ -87,6 +94,8 @@ class Request:
     page_hashes: list[bytes] = field(default_factory=list[bytes])  # chained, one per full page
     num_preemptions: int = 0
     finish: FinishReason | None = None
+    active_sum: float = 0.0  # of the active fractions of `num_measured` of its tokens
+    num_measured: int = 0
     constraint: Constraint | None = None
     is_plain: bool = field(init=False)  # its sampling's, asked for in every step
 
@@ -105,6 +114,22 @@ class Request:
     def waits_for_its_token(self) -> bool:
         """Its grammar must read the token that is in flight before it can say what may follow."""
         return self.constraint is not None and self.num_in_flight > 0
+
+    @property
+    def page_salt(self) -> bytes:
+        """What else than its tokens decides its K/V, or who may see that they are there."""
+        s = self.sampling
+        return (
+            b""
+            if s.threshold is None and not s.cache_salt
+            else repr((s.threshold, s.cache_salt)).encode()
+        )
+
+    @property
+    def active_fraction(self) -> float | None:
+        """The mean over its measured tokens; None if it did not ask."""
+        asked = self.sampling.report_active and self.num_measured > 0
+        return self.active_sum / self.num_measured if asked else None
 
     @property
     def is_scored(self) -> bool:
