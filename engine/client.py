@@ -18,6 +18,7 @@ from .messages import (
     EngineInfo,
     FromEngine,
     Output,
+    ResetPrefixCache,
     StartFailed,
     StepOutput,
     StepStats,
@@ -126,6 +127,12 @@ class EngineClient:
         live = [id for id in ids if self._streams.pop(id, None) is not None]
         if live and self.dead is None:
             self._outbox.put(Abort(live))
+
+    def reset_prefix_cache(self) -> None:
+        """Make the engine forget every prefix before it takes the next request."""
+        if self.dead is not None:
+            raise EngineDeadError(self.dead)
+        self._outbox.put(ResetPrefixCache())
 
     async def close(self) -> None:
         """Close the pipe, on which the engine ends itself; kill it if it does not."""

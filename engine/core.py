@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from typing import Generic, Protocol, TypeVar
 
+from .grammar import Constraint, GrammarError, Grammars
 from .messages import Output, StepOutput, StepStats, Submit, TokenLogprobs
 from .request import FinishReason, Request
 from .scheduler import PrefixStats, Sampled, Schedule, Scheduler
@@ -51,13 +52,16 @@ class EngineCore(Generic[L]):
         eos_token_ids: list[int],
         *,
         overlap: bool,
+        grammars: Grammars | None = None,
         seed: int = 0,
     ) -> None:
         self.runner = runner
         self.scheduler = scheduler
         self.eos_token_ids = frozenset(eos_token_ids)
         self.overlap = overlap
+        self.grammars = grammars
         self.requests: dict[str, Request] = {}
+        self._compiling: list[tuple[Request, Constraint]] = []
         self._in_flight: tuple[Schedule, L] | None = None
         self._outputs: list[Output] = []
         self._seeds = random.Random(seed)
@@ -73,13 +77,45 @@ class EngineCore(Generic[L]):
             sampling = replace(sampling, seed=self._seeds.getrandbits(63))
         request = Request(submit.id, list(submit.prompt), sampling, len(submit.prompt))
         self.requests[request.id] = request
-        self.scheduler.add(request)
+        if sampling.grammar is None:
+            self.scheduler.add(request)
+            self._report_failed()
+            return
+        assert self.grammars is not None, submit.id
+        self._compiling.append((request, self.grammars.constraint(sampling.grammar)))
+        self.add_compiled()
+
+    @property
+    def is_compiling(self) -> bool:
+        """Some request waits for its grammar; nobody tells when it is ready."""
+        return bool(self._compiling)
+
+    def add_compiled(self) -> None:
+        """Queue the requests whose grammars have become ready; end those whose cannot be."""
+        compiling, self._compiling = self._compiling, []
+        for request, constraint in compiling:
+            if request.finish is not None:
+                continue
+            if not constraint.is_ready:
+                self._compiling.append((request, constraint))
+                continue
+            try:
+                constraint.start()
+            except GrammarError as error:
+                self._end(request, FinishReason.ERROR, f"the grammar: {error}")
+                continue
+            request.constraint = constraint
+            self.scheduler.add(request)
         self._report_failed()
 
     def abort(self, ids: list[str]) -> None:
         """Forget these requests and say so; ids that have ended are ignored."""
         for request in [self.requests[id] for id in ids if id in self.requests]:
             self._end(request, FinishReason.ABORT)
+
+    def reset_prefix_cache(self) -> None:
+        """Forget what earlier prompts left; requests that run keep their pages."""
+        self.scheduler.pool.reset()
 
     def step(self) -> StepOutput:
         """One turn of the engine: what it brought, and how it was spent."""
@@ -105,6 +141,8 @@ class EngineCore(Generic[L]):
             self._fail(schedule, error)
             return None
         for item in schedule.items:
+            unscored = item.request.unscored(item.start, item.end)
+            item.request.num_scored_tokens += len(unscored)
             item.request.num_computed_tokens = item.end
             item.request.num_in_flight += item.samples
         return schedule, launched
@@ -118,6 +156,12 @@ class EngineCore(Generic[L]):
         except Exception as error:
             self._fail(schedule, error)
             return Sampled([])
+        for item, total in zip(schedule.items, sampled.active or (), strict=False):
+            item.request.active_sum += total
+            item.request.num_measured += item.num_tokens
+        for request, scores in sampled.scored:
+            if request.finish is None:
+                self._outputs.append(Output(request.id, prompt_logprobs=scores))
         for request, token_id, logprobs in sampled.tokens:
             request.num_in_flight -= 1
             if request.finish is None:
@@ -128,12 +172,18 @@ class EngineCore(Generic[L]):
 
     def _append(self, request: Request, token_id: int, logprobs: TokenLogprobs | None) -> None:
         request.token_ids.append(token_id)
+        if request.constraint is not None:
+            try:
+                request.constraint.advance(token_id)
+            except GrammarError as error:
+                self._end(request, FinishReason.ERROR, f"the grammar: {error}")
+                return
         finish = self._finish_reason(request, token_id)
-        self._outputs.append(
-            Output(request.id, token_id, logprobs, finish, request.num_cached_tokens)
-        )
+        output = Output(request.id, token_id, logprobs, finish, request.num_cached_tokens)
         if finish is not None:
+            output = output._replace(active_fraction=request.active_fraction)
             self._forget(request, finish)
+        self._outputs.append(output)
 
     def _finish_reason(self, request: Request, token_id: int) -> FinishReason | None:
         s = request.sampling
@@ -164,7 +214,13 @@ class EngineCore(Generic[L]):
     def _end(self, request: Request, finish: FinishReason, error: str | None = None) -> None:
         cached = request.num_cached_tokens
         self._outputs.append(
-            Output(request.id, finish=finish, num_cached_tokens=cached, error=error)
+            Output(
+                request.id,
+                finish=finish,
+                num_cached_tokens=cached,
+                error=error,
+                active_fraction=request.active_fraction,
+            )
         )
         self._forget(request, finish)
 

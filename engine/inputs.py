@@ -11,7 +11,7 @@ from torch import Tensor
 from ..models.batch import FfnMode, ForwardBatch
 from .request import Request
 from .rows import Rows, row_of
-from .scheduler import Schedule
+from .scheduler import Schedule, ScheduledRequest
 from .transfer import to_device
 
 
@@ -24,10 +24,18 @@ class StepInputs:
 
 
 def gather(
-    schedule: Schedule, rows: Rows, page_size: int, mode: FfnMode, active: Tensor | None
+    schedule: Schedule,
+    rows: Rows,
+    page_size: int,
+    mode: FfnMode,
+    active: Tensor | None,
+    threshold: float | None,
 ) -> StepInputs:
-    """Build the batch. A token that was sampled by the step before and not yet read by the host is
-    taken from its row on the device."""
+    """Build the batch; `threshold` is the predictors' own.
+
+    A token that was sampled by the step before and not yet read by the host is taken from its row
+    on the device.
+    """
     items = schedule.items
     token_ids: list[int] = []
     positions: list[int] = []
@@ -75,5 +83,19 @@ def gather(
         ffn_mode=mode,
         query_starts=None if query_starts is None else to_device(query_starts, device),
         active=active,
+        thresholds=_thresholds(items, threshold, device),
     )
     return StepInputs(batch, [item.request for item in items if item.samples])
+
+
+def _thresholds(
+    items: list[ScheduledRequest], default: float | None, device: torch.device
+) -> Tensor | None:
+    """Each token's threshold [T]; None where every request takes the model's."""
+    if all(item.request.sampling.threshold is None for item in items):
+        return None
+    assert default is not None, "a threshold without a predictor"
+    values = [item.request.sampling.threshold for item in items]
+    counts = [item.num_tokens for item in items]
+    each = np.array([default if v is None else v for v in values], dtype=np.float32)
+    return to_device(np.repeat(each, counts), device)

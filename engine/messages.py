@@ -25,6 +25,11 @@ class Abort:
 
 
 @dataclass(frozen=True, slots=True)
+class ResetPrefixCache:
+    """Forget every prefix that no running request holds."""
+
+
+@dataclass(frozen=True, slots=True)
 class TokenLogprobs:
     """Log-probability of the sampled token and of the most likely ones, before any penalty."""
 
@@ -33,7 +38,7 @@ class TokenLogprobs:
 
 
 class Output(NamedTuple):
-    """What one step brought one request: a token, an end, or both.
+    """What one step brought one request: a token, an end, scores of its prompt.
 
     A named tuple because there is one a token: pickled and made in a third of the time.
 
@@ -47,6 +52,8 @@ class Output(NamedTuple):
     finish: FinishReason | None = None
     num_cached_tokens: int = 0
     error: str | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None  # of the prompt tokens next in order
+    active_fraction: float | None = None  # with `finish`, for who asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +109,8 @@ class EngineInfo:
     num_pages: int
     max_num_seqs: int
     eos_token_ids: list[int]
+    sparse: bool = False  # whether it has neurons that can be skipped
+    threshold: float | None = None  # of its predictors; None: it has none
     ffn_modes: dict[int, str] = field(default_factory=dict[int, str])  # largest step -> mode
     ffn_timings: list[FfnTiming] = field(default_factory=list[FfnTiming])  # empty: not measured
     synthetic: str | None = None  # how the weights were drawn, when no checkpoint holds them
@@ -114,5 +123,5 @@ class StartFailed:
     message: str
 
 
-ToEngine = Submit | Abort
+ToEngine = Submit | Abort | ResetPrefixCache
 FromEngine = StepOutput | EngineInfo | StartFailed

@@ -13,14 +13,16 @@ from hashlib import blake2b
 from .request import Request
 
 
-def page_hashes(token_ids: list[int], page_size: int, known: list[bytes]) -> list[bytes]:
+def page_hashes(
+    token_ids: list[int], page_size: int, known: list[bytes], salt: bytes = b""
+) -> list[bytes]:
     """Chained hashes of the full pages of `token_ids`, continuing after `known`.
 
-    A page's hash covers every token before it, so equal hashes mean equal K/V.
+    A page's hash covers the salt and every token before it, so equal hashes mean equal K/V.
     """
     hashes = list(known)
     for start in range(len(known) * page_size, len(token_ids) - page_size + 1, page_size):
-        parent = hashes[-1] if hashes else b""
+        parent = hashes[-1] if hashes else salt
         tokens = array("q", token_ids[start : start + page_size]).tobytes()
         hashes.append(blake2b(parent + tokens, digest_size=16).digest())
     return hashes

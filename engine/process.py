@@ -10,16 +10,20 @@ import signal
 from collections.abc import Callable
 from importlib import import_module
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 from .config import EngineConfig
 from .core import EngineCore, Runner
-from .messages import Abort, EngineInfo, StartFailed, Submit
+from .grammar import Grammars
+from .messages import Abort, EngineInfo, ResetPrefixCache, StartFailed, Submit, ToEngine
 from .pages import PagePool
 from .scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
 Build = Callable[[EngineConfig], tuple[Runner[object], EngineInfo]]
 DEFAULT_RUNNER = "turbosparse.engine.runner:build_runner"
+TOKENIZER = "tokenizer.json"  # for grammars alone: nothing else in the engine knows text
+COMPILE_SECONDS = 0.002  # how often to look whether a grammar is ready, when there is nothing to do
 
 
 def run_engine(connection: Connection, config: EngineConfig, build: str = DEFAULT_RUNNER) -> None:
@@ -56,7 +60,15 @@ def _start(config: EngineConfig, build: str) -> tuple[EngineCore[object], Engine
         max_model_len=info.max_model_len,
     )
     overlap = info.device != "cpu" if config.overlap is None else config.overlap
-    core = EngineCore(runner, scheduler, info.eos_token_ids, overlap=overlap, seed=config.seed)
+    grammars = Grammars(Path(config.model, TOKENIZER), info.vocab_size, info.eos_token_ids)
+    core = EngineCore(
+        runner,
+        scheduler,
+        info.eos_token_ids,
+        overlap=overlap,
+        grammars=grammars,
+        seed=config.seed,
+    )
     return core, info
 
 
@@ -69,16 +81,20 @@ def _explain(error: Exception) -> str:
 def _serve(connection: Connection, core: EngineCore[object]) -> None:
     while True:
         _receive(connection, core)
+        core.add_compiled()
         if core.has_work:
             connection.send(core.step())
 
 
 def _receive(connection: Connection, core: EngineCore[object]) -> None:
     """Take all that has arrived; wait only when there is nothing to do."""
-    while connection.poll(0 if core.has_work else None):
-        message: Submit | Abort = connection.recv()
+    patience = COMPILE_SECONDS if core.is_compiling else None
+    while connection.poll(0 if core.has_work else patience):
+        message: ToEngine = connection.recv()
         match message:
             case Submit():
                 core.add(message)
             case Abort():
                 core.abort(message.ids)
+            case ResetPrefixCache():
+                core.reset_prefix_cache()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from .grammar import Constraint
+
 
 class FinishReason(StrEnum):
     """Why a request ended; the value is what the OpenAI wire says."""
@@ -20,7 +22,13 @@ class SamplingParams:
     """How the next token is chosen. The defaults sample the model's own distribution.
 
     `logprobs` is None for none, else the number of most likely alternatives to report beside the
-    sampled token (0 reports the sampled token alone). `top_k=0` and `min_p=0` are off.
+    sampled token (0 reports the sampled token alone); `prompt_logprobs` is the same for the tokens
+    of the prompt. `top_k=0` and `min_p=0` are off. `grammar` is what the answer must follow, in
+    llguidance's format, to its end: neither `ignore_eos` nor `min_tokens` goes with it.
+
+    `threshold` replaces the one above which the model's predictors keep a neuron; minus infinity
+    keeps all. `report_active` asks for the share of neurons that the request's tokens kept. Only
+    requests of one `cache_salt` share prefixes.
     """
 
     max_tokens: int
@@ -37,6 +45,11 @@ class SamplingParams:
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    grammar: str | None = None
+    threshold: float | None = None
+    report_active: bool = False
+    cache_salt: str = ""
 
     @property
     def is_greedy(self) -> bool:
@@ -55,7 +68,8 @@ class SamplingParams:
     def is_plain(self) -> bool:
         """The most likely token is all that is asked for."""
         asks_more = self.logit_bias or self.min_tokens or self.logprobs is not None
-        return self.is_greedy and not asks_more and not self.has_penalties
+        shaped = asks_more or self.has_penalties or self.grammar is not None
+        return self.is_greedy and not shaped
 
 
 @dataclass(slots=True, eq=False)
@@ -73,12 +87,16 @@ class Request:
     num_prompt_tokens: int
     num_computed_tokens: int = 0
     num_in_flight: int = 0
+    num_scored_tokens: int = 0  # of the prompt, whose successor's logprob is on its way or known
     num_cached_tokens: int = 0  # of the prompt, found in the prefix cache at first admission
     row: int | None = None  # the permanent device row, while running
     pages: list[int] = field(default_factory=list[int])
     page_hashes: list[bytes] = field(default_factory=list[bytes])  # chained, one per full page
     num_preemptions: int = 0
     finish: FinishReason | None = None
+    active_sum: float = 0.0  # of the active fractions of `num_measured` of its tokens
+    num_measured: int = 0
+    constraint: Constraint | None = None
     is_plain: bool = field(init=False)  # its sampling's, asked for in every step
 
     def __post_init__(self) -> None:
@@ -91,3 +109,36 @@ class Request:
     @property
     def num_output_tokens(self) -> int:
         return self.num_tokens - self.num_prompt_tokens
+
+    @property
+    def waits_for_its_token(self) -> bool:
+        """Its grammar must read the token that is in flight before it can say what may follow."""
+        return self.constraint is not None and self.num_in_flight > 0
+
+    @property
+    def page_salt(self) -> bytes:
+        """What else than its tokens decides its K/V, or who may see that they are there."""
+        s = self.sampling
+        return (
+            b""
+            if s.threshold is None and not s.cache_salt
+            else repr((s.threshold, s.cache_salt)).encode()
+        )
+
+    @property
+    def active_fraction(self) -> float | None:
+        """The mean over its measured tokens; None if it did not ask."""
+        asked = self.sampling.report_active and self.num_measured > 0
+        return self.active_sum / self.num_measured if asked else None
+
+    @property
+    def is_scored(self) -> bool:
+        """Nothing of its prompt is to be scored, now or any more."""
+        asked = self.sampling.prompt_logprobs is not None
+        return not asked or self.num_scored_tokens >= self.num_prompt_tokens - 1
+
+    def unscored(self, start: int, end: int) -> range:
+        """Positions in [start, end) from which the next prompt token is still to be scored."""
+        if self.is_scored:
+            return range(0)
+        return range(max(start, self.num_scored_tokens), min(end, self.num_prompt_tokens - 1))

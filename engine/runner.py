@@ -11,7 +11,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..models import calibration
@@ -23,22 +25,24 @@ from ..models.kernels import ops
 from ..models.load import DTYPES, LoadedModel, load, read_config
 from ..models.sequence import random_ids, sequence_batch, sequence_cache
 from ..models.sparsity.policy import FfnPolicy
-from . import inputs, kv_cache, sampler
+from . import inputs, kv_cache, sampler, scoring
 from .config import EngineConfig
 from .crew import Crew
 from .graphs import DecodeGraphs, decode_sizes
 from .inputs import StepInputs
+from .logprobs import HostLogprobs
 from .messages import EngineInfo, FfnTiming, TokenLogprobs
 from .request import Request
 from .rows import Rows
-from .sampler import DeviceLogprobs
-from .scheduler import Sampled, Schedule
+from .scheduler import Sampled, Schedule, ScheduledRequest
+from .scoring import Scored
 from .transfer import HostCopy
 
 logger = logging.getLogger(__name__)
 
 # Steps between two measurements of the active fraction; on a GPU one runs without its graph.
 MEASURE_EVERY = {"cpu": 16, "cuda": 512}
+REPORT_EVERY = {"cpu": 1, "cuda": 16}  # tokens of a request that asks for its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,24 +51,11 @@ class Launched:
 
     sampling: list[Request]
     token_ids: HostCopy  # [S] int64
-    logprobs: HostLogprobs | None
+    logprobs: HostLogprobs | None  # of those that asked
+    scored: Scored | None
     ffn_mode: FfnMode
-    active: HostCopy | None  # [layers]
-
-
-@dataclass(frozen=True, slots=True)
-class HostLogprobs:
-    """DeviceLogprobs on their way to the host."""
-
-    indices: list[int]
-    sampled: HostCopy
-    top: HostCopy
-    top_ids: HostCopy
-
-    @classmethod
-    def of(cls, found: DeviceLogprobs) -> HostLogprobs:
-        copies = (HostCopy(t) for t in (found.sampled, found.top, found.top_ids))
-        return cls(found.indices, *copies)
+    active: HostCopy | None  # [T], each token's active fraction
+    num_tokens: list[int]  # of each item
 
 
 class ModelRunner:
@@ -90,6 +81,7 @@ class ModelRunner:
         self.crew = crew
         self.graphs = graphs
         self.num_steps = 0
+        self.threshold = decoder.threshold
 
     @torch.inference_mode()
     def launch(self, schedule: Schedule) -> Launched:
@@ -99,10 +91,10 @@ class ModelRunner:
                 self.rows.admit(item.request)
             self.rows.write_pages(item.request)
         mode = self.policy.mode_for(sum(item.num_tokens for item in schedule.items))
-        active = self._measure()
-        step = inputs.gather(schedule, self.rows, self.page_size, mode, active)
+        active = self._measure(schedule)
+        step = inputs.gather(schedule, self.rows, self.page_size, mode, active, self.threshold)
         with self.crew.at_work():
-            logits = self._forward(step)
+            logits, scored = self._forward(step, schedule)
         token_ids, logprobs = torch.empty(0, dtype=torch.int64), None
         if logits is not None:
             token_ids, logprobs = sampler.sample(
@@ -113,14 +105,17 @@ class ModelRunner:
             step.sampling,
             HostCopy(token_ids),
             None if logprobs is None else HostLogprobs.of(logprobs),
+            scored,
             mode,
-            None if active is None else HostCopy(active),
+            None if active is None else HostCopy(active.mean(0)),
+            [item.num_tokens for item in schedule.items],
         )
 
     def settle(self, launched: Launched) -> Sampled:
         """Wait for the step and read what it sampled."""
         token_ids = [int(t) for t in launched.token_ids.array()]
         logprobs = _read_logprobs(launched.logprobs, launched.sampling)
+        active = None if launched.active is None else launched.active.array().astype(np.float64)
         return Sampled(
             tokens=[
                 (request, token_id, logprobs.get(i))
@@ -128,24 +123,25 @@ class ModelRunner:
                     zip(launched.sampling, token_ids, strict=True)
                 )
             ],
+            scored=scoring.read(launched.scored),
             ffn_mode=launched.ffn_mode.value,
-            active_fraction=None
-            if launched.active is None
-            else float(launched.active.array().mean()),
+            active_fraction=None if active is None else float(active.mean()),
+            active=None if active is None else _sums(active, launched.num_tokens),
         )
 
-    def _forward(self, step: StepInputs) -> Tensor | None:
-        """Logits of the tokens to sample [S, vocab]; None where the step samples none."""
+    def _forward(self, step: StepInputs, schedule: Schedule) -> tuple[Tensor | None, Scored | None]:
+        """Logits of the tokens to sample [S, vocab], None where the step samples none; and the
+        scores of prompt tokens, where it holds any that are to be scored."""
         batch = step.batch
-        if not step.sampling:
-            self.decoder.hidden(batch, self.caches)
-            return None
         only_decodes = len(step.sampling) == batch.token_ids.shape[0]
-        if self.graphs is not None and only_decodes and batch.active is None:
+        asks_nothing = batch.active is None and batch.thresholds is None
+        if self.graphs is not None and only_decodes and asks_nothing:
             logits = self.graphs.run(batch)
             if logits is not None:
-                return logits
-        return self.decoder(batch, self.caches)
+                return logits, None
+        hidden = self.decoder.hidden(batch, self.caches)
+        logits = self.decoder.logits(hidden[batch.sample_at]) if step.sampling else None
+        return logits, scoring.score(self.decoder, hidden, schedule)
 
     def release(self, request: Request) -> None:
         self.rows.release(request)
@@ -154,13 +150,32 @@ class ModelRunner:
         """A CUDA error poisons the context: nothing on the device works after it."""
         return isinstance(error, torch.AcceleratorError)
 
-    def _measure(self) -> Tensor | None:
-        """Where this step writes each layer's active fraction, if it is its turn and has one."""
+    def _measure(self, schedule: Schedule) -> Tensor | None:
+        """Where this step writes its active fractions [layers, T], if it is its turn, or a request
+        asks for them, and has any."""
         self.num_steps += 1
         config, device = self.decoder.config, self.rows.device
-        if self.num_steps % MEASURE_EVERY[device.type] or not config.activation.is_sparse:
+        if not config.activation.is_sparse:
             return None
-        return torch.zeros(config.num_layers, device=device)
+        is_due = self.num_steps % MEASURE_EVERY[device.type] == 0
+        if not is_due and not any(_is_reported(item, device) for item in schedule.items):
+            return None
+        return torch.zeros(config.num_layers, schedule.num_tokens, device=device)
+
+
+def _is_reported(item: ScheduledRequest, device: torch.device) -> bool:
+    """Whether a request wants to know what this step keeps for it: all of it, or on a GPU, where
+    measuring costs the graph, its prompt and then one token in so many."""
+    request = item.request
+    if not request.sampling.report_active:
+        return False
+    num_output = item.start - request.num_prompt_tokens
+    return num_output < 0 or num_output % REPORT_EVERY[device.type] == 0
+
+
+def _sums(values: NDArray[np.float64], counts: list[int]) -> list[float]:
+    """The sum of each run of so many values."""
+    return [float(part.sum()) for part in np.split(values, np.cumsum(counts)[:-1])]
 
 
 def _read_logprobs(
@@ -169,13 +184,12 @@ def _read_logprobs(
     """Place among the step's sampling requests -> what it asked for."""
     if logprobs is None:
         return {}
-    read: dict[int, TokenLogprobs] = {}
-    sampled, top, top_ids = (c.array() for c in (logprobs.sampled, logprobs.top, logprobs.top_ids))
-    for i, index in enumerate(logprobs.indices):
-        wanted = requests[index].sampling.logprobs or 0
-        pairs = [(int(top_ids[i, k]), float(top[i, k])) for k in range(wanted)]
-        read[index] = TokenLogprobs(float(sampled[i]), pairs)
-    return read
+    wanted = {
+        i: request.sampling.logprobs
+        for i, request in enumerate(requests)
+        if request.sampling.logprobs is not None
+    }
+    return dict(zip(wanted, logprobs.read(list(wanted.values())), strict=True))
 
 
 def build_runner(config: EngineConfig) -> tuple[ModelRunner, EngineInfo]:
@@ -297,6 +311,8 @@ def _info(
         num_pages=num_pages,
         max_num_seqs=config.max_num_seqs,
         eos_token_ids=list(model.eos_token_ids),
+        sparse=model.config.activation.is_sparse,
+        threshold=model.decoder.threshold,
         ffn_modes=runner.policy.table(),
         ffn_timings=_timings(runner.policy),
         synthetic=model.synthetic,

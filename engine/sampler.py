@@ -6,27 +6,17 @@ not depend on its neighbours, on preemption or on the batch's order.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from ..models.kernels.ops import Ops
+from .logprobs import DeviceLogprobs, logprobs_of
+from .masks import allow_only
 from .request import Request
 from .rows import Rows, row_of
 from .transfer import to_device
 
 MASK = (1 << 64) - 1
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceLogprobs:
-    """Log-probabilities of the requests that asked: `indices` are their places among the S."""
-
-    indices: list[int]
-    sampled: Tensor  # [len(indices)]
-    top: Tensor  # [len(indices), k]
-    top_ids: Tensor  # [len(indices), k] int64
 
 
 def uniform(seed: int, index: int) -> float:
@@ -43,10 +33,12 @@ def uniform(seed: int, index: int) -> float:
 def sample(
     logits: Tensor, requests: list[Request], rows: Rows, eos_token_ids: tuple[int, ...], ops: Ops
 ) -> tuple[Tensor, DeviceLogprobs | None]:
-    """One token for each request: [S, vocab] float32 -> [S] int64.
+    """One token for each request: [S, vocab] float32 -> [S] int64, and the log-probabilities of
+    those requests that ask, in their order.
 
-    The order is vLLM's: bias and minimum length, penalties, then for those that are not greedy
-    temperature, top-k, top-p and min-p. Reported log-probabilities are the model's own, before all.
+    The order is vLLM's: bias and minimum length, penalties, grammars, then for those that are not
+    greedy temperature, top-k, top-p and min-p. Reported log-probabilities are the model's own,
+    before all.
     """
     if all(r.is_plain for r in requests):
         return _most_likely(logits), None
@@ -56,6 +48,7 @@ def sample(
         logits = logits.clone() if _wants_logprobs(requests) else logits
         for i in shaped:
             _shape(logits[i], requests[i], rows, eos_token_ids)
+        allow_only(logits, requests)
     device = logits.device
     random = [i for i, r in enumerate(requests) if not r.sampling.is_greedy]
     if len(random) == len(requests):
@@ -80,7 +73,8 @@ def _most_likely(logits: Tensor) -> Tensor:
 
 def _is_shaped(request: Request) -> bool:
     s = request.sampling
-    return bool(s.logit_bias) or s.min_tokens > request.num_output_tokens or s.has_penalties
+    has_bounds = s.min_tokens > request.num_output_tokens or s.grammar is not None
+    return bool(s.logit_bias) or has_bounds or s.has_penalties
 
 
 def _shape(logits: Tensor, request: Request, rows: Rows, eos_token_ids: tuple[int, ...]) -> None:
@@ -132,7 +126,4 @@ def _logprobs(logits: Tensor, token_ids: Tensor, requests: list[Request]) -> Dev
         return None
     most = max(requests[i].sampling.logprobs or 0 for i in indices)
     index = to_device(indices, logits.device)
-    logprobs = logits[index].log_softmax(-1)
-    sampled = logprobs.gather(1, token_ids[index][:, None]).squeeze(1)
-    top, top_ids = logprobs.topk(most, dim=-1)
-    return DeviceLogprobs(indices, sampled, top, top_ids)
+    return logprobs_of(logits[index], token_ids[index], most)

@@ -45,8 +45,12 @@ class Sampled:
     """What a settled step brought: a token for each of its items that sampled, in their order."""
 
     tokens: list[tuple[Request, int, TokenLogprobs | None]]
+    scored: list[tuple[Request, list[TokenLogprobs]]] = field(
+        default_factory=list[tuple[Request, list[TokenLogprobs]]]
+    )
     ffn_mode: str = ""
     active_fraction: float | None = None
+    active: list[float] | None = None  # each item's sum over its tokens, where it was measured
 
 
 @dataclass(slots=True)
@@ -139,7 +143,7 @@ class Scheduler:
         decodes: list[Request] = []
         prefills: list[Request] = []
         for request in self.running:
-            if not self._has_all(request):
+            if not (self._has_all(request) or request.waits_for_its_token):
                 (decodes if _need(request) == 1 else prefills).append(request)
         for request in decodes + prefills:
             preempted = not request.pages
@@ -211,15 +215,21 @@ class Scheduler:
     def _match(self, request: Request) -> list[int] | None:
         """Pages that hold its prefix already; None if it had better wait for one being computed."""
         assert request.num_in_flight == 0, request.id
-        if not self.pool.prefix_caching:
+        if not self.pool.prefix_caching or not request.is_scored:
             return []
         size = self.pool.page_size
-        request.page_hashes = page_hashes(request.token_ids, size, request.page_hashes)
+        self._hash_pages(request)
         usable = request.page_hashes[: (request.num_tokens - 1) // size]  # one token is to compute
         shared = self.pool.match(usable)
         if len(shared) < len(usable) and usable[len(shared)] in self._pending:
             return None
         return shared
+
+    def _hash_pages(self, request: Request) -> None:
+        """Hash what pages its tokens have filled since the last time."""
+        request.page_hashes = page_hashes(
+            request.token_ids, self.pool.page_size, request.page_hashes, request.page_salt
+        )
 
     def _start(self, request: Request, shared: list[int]) -> None:
         self.pool.share(request, shared)
@@ -240,7 +250,7 @@ class Scheduler:
         last = min(item.start + item.num_tokens, len(request.token_ids)) // size
         preempted = not request.pages
         if first < last and self.pool.prefix_caching and not preempted:
-            request.page_hashes = page_hashes(request.token_ids, size, request.page_hashes)
+            self._hash_pages(request)
             for i in range(first, last):
                 self.pool.publish(request.pages[i], request.page_hashes[i])
                 self._pending.pop(request.page_hashes[i], None)

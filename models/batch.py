@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from torch import Tensor
@@ -34,4 +34,17 @@ class ForwardBatch:
     sample_at: Tensor  # [S] int64, the tokens whose logits are wanted
     ffn_mode: FfnMode
     query_starts: Tensor | None = None  # [B + 1] int32, their places among the T; None: T is B
-    active: Tensor | None = None  # [layers] float32: filled with the active fraction when present
+    active: Tensor | None = None  # [layers, T] float32: each token's active fraction is added
+    thresholds: Tensor | None = None  # [T] float32, the predictors'; None: each layer's own
+
+    def of(self, tokens: Tensor) -> ForwardBatch:
+        """What an FFN that sees only these tokens [n] int64 needs to know of them."""
+        return replace(
+            self,
+            active=_zeros_like(self.active, len(tokens)),
+            thresholds=None if self.thresholds is None else self.thresholds[tokens],
+        )
+
+
+def _zeros_like(active: Tensor | None, num_tokens: int) -> Tensor | None:
+    return None if active is None else active.new_zeros(len(active), num_tokens)

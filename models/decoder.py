@@ -98,6 +98,14 @@ class Decoder(nn.Module):
         """The longest sequence that it was prepared for."""
         return 0 if self.rope is None else len(self.rope[0])
 
+    @property
+    def threshold(self) -> float | None:
+        """What its predictors' scores must exceed; None: it has no predictors."""
+        for module in self.modules():
+            if isinstance(module, LowRankPredictor):
+                return module.threshold
+        return None
+
     def forward(self, batch: ForwardBatch, caches: list[LayerCache]) -> Tensor:
         """Write the K/V of the batch's tokens; the logits of those sampled: [S, vocab]."""
         return self.logits(self.hidden(batch, caches)[batch.sample_at])

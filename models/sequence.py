@@ -29,14 +29,14 @@ def observe(decoder: Decoder, ids: Tensor) -> Observed:
     def look(_: nn.Module, args: tuple[Tensor, Tensor]) -> None:
         inputs.append((args[0], args[1]))
 
-    active = torch.zeros(len(decoder.layers), device=ids.device)
+    active = torch.zeros(len(decoder.layers), len(ids), device=ids.device)
     hooks = [layer.get_submodule("ffn").register_forward_pre_hook(look) for layer in decoder.layers]
     try:
         logits = decoder(sequence_batch(ids, active=active), sequence_cache(decoder, len(ids)))
     finally:
         for hook in hooks:
             hook.remove()
-    return Observed(logits, inputs, active)
+    return Observed(logits, inputs, active.mean(-1))
 
 
 def random_ids(decoder: Decoder, num_tokens: int) -> Tensor:

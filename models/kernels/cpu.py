@@ -8,6 +8,8 @@ not depend on its neighbours, on chunking, on the FFN mode or on the prefix cach
 
 from __future__ import annotations
 
+from functools import cache
+
 import numba
 import torch
 from numba.core import config as numba_config
@@ -122,14 +124,17 @@ def attend(
     return out
 
 
-def predict(residual: Tensor, fc1: Tensor, fc2: Tensor, threshold: float) -> Tensor:
+def predict(residual: Tensor, fc1: Tensor, fc2: Tensor, threshold: float | Tensor) -> Tensor:
     (num_tokens, num_columns), (num_neurons, rank) = residual.shape, fc2.shape
+    is_one = not isinstance(threshold, Tensor)
+    thresholds = _constant(threshold) if is_one else threshold
     mask = torch.empty(num_tokens, num_neurons, dtype=torch.bool)
     cpu_ffn.predict(
         _at(residual),
         fc1.data_ptr(),
         fc2.data_ptr(),
-        threshold,
+        _at(thresholds),
+        is_one,
         mask.data_ptr(),
         num_tokens,
         num_columns,
@@ -194,6 +199,12 @@ def draw(logits: Tensor, temperature: Tensor, points: Tensor, limits: Limits | N
         *logits.shape,
     )
     return token_ids
+
+
+@cache
+def _constant(value: float) -> Tensor:
+    """A model's thresholds are few; making a tensor costs as much as a small kernel."""
+    return torch.tensor([value], dtype=torch.float32)
 
 
 def _at(x: Tensor) -> int:

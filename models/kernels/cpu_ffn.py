@@ -28,15 +28,26 @@ _add_one, _add_four = row_sum(1), row_sum(4)
 
 @kernel()
 def predict(
-    residual_at, fc1_at, fc2_at, threshold, mask_at, num_tokens, num_columns, rank, num_neurons
+    residual_at,
+    fc1_at,
+    fc2_at,
+    thresholds_at,
+    is_one,
+    mask_at,
+    num_tokens,
+    num_columns,
+    rank,
+    num_neurons,
 ):
     residual = floats(residual_at, (num_tokens, num_columns))
     fc1, fc2 = floats(fc1_at, (rank, num_columns)), floats(fc2_at, (num_neurons, rank))
-    _predict(residual, fc1, fc2, np.float32(threshold), bools(mask_at, (num_tokens, num_neurons)))
+    thresholds = floats(thresholds_at, (1 if is_one else num_tokens, 1))
+    _predict(residual, fc1, fc2, thresholds, bools(mask_at, (num_tokens, num_neurons)))
 
 
 @njit(parallel=True)
-def _predict(residual, fc1, fc2, threshold, mask):
+def _predict(residual, fc1, fc2, thresholds, mask):
+    """thresholds [T, 1], or [1, 1] for all tokens."""
     (num_tokens, num_neurons), rank = mask.shape, len(fc1)
     hidden = np.empty((num_tokens, rank), np.float32)
     for block in prange((rank + ROWS - 1) // ROWS):
@@ -53,7 +64,7 @@ def _predict(residual, fc1, fc2, threshold, mask):
         scores = np.empty((num_tokens, end - begin), np.float32)
         multiply(hidden, fc2, begin, end, scores, 0)
         for t in range(num_tokens):
-            row = mask[t, begin:end]
+            row, threshold = mask[t, begin:end], thresholds[t % len(thresholds), 0]
             for i in range(len(row)):
                 row[i] = scores[t, i] > threshold
 

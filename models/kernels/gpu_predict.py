@@ -145,7 +145,7 @@ def _multiply(x: Tensor, weight: Tensor, out: Tensor, threshold: float, *, score
         )
 
 
-def predict_many(residual: Tensor, fc1: Tensor, fc2: Tensor, threshold: float) -> Tensor:
+def predict_many(residual: Tensor, fc1: Tensor, fc2: Tensor, threshold: float | Tensor) -> Tensor:
     """The same on cuBLAS, for many tokens: 16-bit products added in fp32.
 
     The hidden layer, fp32, is split as in `dots_kernel`.

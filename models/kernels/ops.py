@@ -33,7 +33,7 @@ class Ops:
     add_rms_norm: Callable[[Tensor, Tensor, float, Tensor, float], tuple[Tensor, Tensor]]
     rotate_and_store: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, ForwardBatch], Tensor]
     attend: Callable[[Tensor, Tensor, Tensor, ForwardBatch, float, int | None], Tensor]
-    predict: Callable[[Tensor, Tensor, Tensor, float], Tensor]
+    predict: Callable[[Tensor, Tensor, Tensor, float | Tensor], Tensor]
     gated: Callable[[Tensor, Tensor, Activation, float], Tensor]
     ffn: Callable[[Tensor, Tensor, Tensor, Tensor | None, Activation, float, FfnMode], Tensor]
     draw: Callable[[Tensor, Tensor, Tensor, Limits | None], Tensor]

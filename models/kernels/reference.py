@@ -108,14 +108,15 @@ def attend(
     return out.flatten(1)
 
 
-def predict(residual: Tensor, fc1: Tensor, fc2: Tensor, threshold: float) -> Tensor:
+def predict(residual: Tensor, fc1: Tensor, fc2: Tensor, threshold: float | Tensor) -> Tensor:
     """The neurons that a low-rank predictor keeps: [T, hidden], [r, hidden], [N, r] -> [T, N] bool.
 
+    threshold: one for all, or one a token [T] float32; minus infinity keeps every neuron.
     Published as `round(sigmoid(fc2(relu(fc1(residual)))))`; sigmoid(0) rounds to 0, so it is > 0.
     Scores are accumulated in fp32: a bf16 score near zero would flip with the summation order.
     """
     scores = F.linear(F.linear(residual.float(), fc1.float()).relu(), fc2.float())
-    return scores > threshold
+    return scores > (threshold[:, None] if isinstance(threshold, Tensor) else threshold)
 
 
 def activate(gate: Tensor, up: Tensor, activation: Activation, threshold: float) -> Tensor:

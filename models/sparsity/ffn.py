@@ -33,20 +33,20 @@ class SparseFFN(nn.Module):
         self.predictor = predictor
 
     def forward(self, x: Tensor, residual: Tensor, batch: ForwardBatch, layer: int) -> Tensor:
-        mask = None if self.predictor is None else self.predictor.select(residual, x)
+        mask = None
+        if self.predictor is not None:
+            mask = self.predictor.select(residual, x, batch.thresholds)
         if batch.active is not None:
-            batch.active[layer] += self.active_fraction(x, mask) * (
-                x.shape[0] / batch.token_ids.shape[0]
-            )
+            batch.active[layer] += self.active_fractions(x, mask)
         return self.ops.ffn(
             x, self.gate_up, self.down, mask, self.activation, self.threshold, batch.ffn_mode
         )
 
-    def active_fraction(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Share of the neurons that the mask keeps, or without one that are not zero: a scalar."""
+    def active_fractions(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """[T]: each token's share of neurons that the mask keeps, without one that are not zero."""
         if mask is None:
             mask = reference.gated(x, self.gate_up, self.activation, self.threshold) != 0
-        return mask.float().mean()
+        return mask.float().mean(-1)
 
 
 class DenseFFN(nn.Module):

@@ -14,7 +14,7 @@ from ..layers import Linear
 class MoE(nn.Module):
     """Mixtral's router: softmax over all experts, the best k, renormalised to one.
 
-    The layer's active fraction is of the neurons of the k experts that a token chose. `nonzero`
+    A token's active fraction is of the neurons of the k experts that a token chose. `nonzero`
     makes the host wait for the router, so a step of such a model is no CUDA graph.
     """
 
@@ -33,8 +33,9 @@ class MoE(nn.Module):
         for i, expert in enumerate(self.experts):
             token, rank = (chosen == i).nonzero(as_tuple=True)
             if token.numel():
-                y = expert(x[token], residual[token], batch, layer)
+                part = batch.of(token)
+                y = expert(x[token], residual[token], part, layer)
                 out.index_add_(0, token, y * weights[token, rank, None])
-        if batch.active is not None:
-            batch.active[layer] /= self.num_chosen
+                if batch.active is not None and part.active is not None:
+                    batch.active[layer].index_add_(0, token, part.active[layer] / self.num_chosen)
         return out

@@ -20,8 +20,11 @@ from ..layers import Linear
 class NeuronPredictor(Protocol):
     """Chooses neurons from the residual before the norm and the FFN's input after it."""
 
-    def select(self, residual: Tensor, x: Tensor) -> Tensor:
-        """[T, hidden] both -> [T, N] bool, True where the neuron is to be computed."""
+    def select(self, residual: Tensor, x: Tensor, thresholds: Tensor | None = None) -> Tensor:
+        """[T, hidden] both -> [T, N] bool, True where the neuron is to be computed.
+
+        thresholds [T] float32 stand in for the predictor's own, token by token.
+        """
         ...
 
 
@@ -41,8 +44,9 @@ class LowRankPredictor(nn.Module):
         self.fc1 = Linear(hidden_size, rank)
         self.fc2 = Linear(rank, num_neurons)
 
-    def select(self, residual: Tensor, x: Tensor) -> Tensor:
-        return self.ops.predict(residual, self.fc1.weight, self.fc2.weight, self.threshold)
+    def select(self, residual: Tensor, x: Tensor, thresholds: Tensor | None = None) -> Tensor:
+        threshold = self.threshold if thresholds is None else thresholds
+        return self.ops.predict(residual, self.fc1.weight, self.fc2.weight, threshold)
 
 
 class OraclePredictor(nn.Module):
@@ -59,7 +63,8 @@ class OraclePredictor(nn.Module):
         self.activation = activation
         self.threshold = threshold
 
-    def select(self, residual: Tensor, x: Tensor) -> Tensor:
+    def select(self, residual: Tensor, x: Tensor, thresholds: Tensor | None = None) -> Tensor:
+        assert thresholds is None, "the truth has no threshold"
         return reference.gated(x, self.gate_up, self.activation, self.threshold) != 0
 
 

@@ -259,3 +259,16 @@ def test_stats_tell_prefill_from_decode_and_count_the_cache():
 def test_eos_is_no_token_of_the_script():
     """Else the tests above would end early for the wrong reason."""
     assert EOS not in expected(PROMPT, 100)
+
+
+def test_a_reset_forgets_prefixes_and_disturbs_nobody():
+    core = make_core()
+    core.add(submit("a", list(range(20)), 12))
+    core.step()
+    core.reset_prefix_cache()
+    core.add(submit("b", list(range(20)), 4))
+    got = run(core)
+    assert got.cached == {"a": 0, "b": 0}
+    assert got.tokens["a"] == expected(list(range(20)), 12)[1:]  # the first came with the step
+    core.add(submit("c", list(range(20)), 4))
+    assert run(core).cached["c"] == 16

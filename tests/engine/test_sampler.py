@@ -189,8 +189,8 @@ def test_logprobs_are_the_models_own():
     ids, read = sample(scores.clone(), [plain, asked], make_rows(), EOS, OPS)
     want = scores[1].log_softmax(-1)
     assert ids.tolist()[1] == 9
-    assert read.indices == [1]
-    assert math.isclose(read.sampled.item(), want[9].item(), rel_tol=1e-5)
+    assert len(read.chosen) == 1
+    assert math.isclose(read.chosen.item(), want[9].item(), rel_tol=1e-5)
     torch.testing.assert_close(read.top[0], want.topk(3).values)
     assert read.top_ids[0].tolist() == want.topk(3).indices.tolist()
 
@@ -198,7 +198,7 @@ def test_logprobs_are_the_models_own():
 def test_logprobs_of_the_sampled_token_alone():
     _, read = sample(logits(), [request(temperature=0.0, logprobs=0)], make_rows(), EOS, OPS)
     assert read.top.shape == (1, 0)
-    assert read.sampled.shape == (1,)
+    assert read.chosen.shape == (1,)
 
 
 def test_uniform_is_uniform_and_repeatable():

@@ -132,6 +132,20 @@ def test_predict(threshold):
         assert near.float().mean() < 0.01
 
 
+@pytest.mark.parametrize("num_tokens", TOKENS)
+def test_predict_with_a_threshold_for_each_token(num_tokens):
+    """Each token as in a step where all have its threshold; minus infinity keeps everything."""
+    fc1, fc2, x = random(13, 48, seed=1), random(989, 13, seed=2), random(num_tokens, 48)
+    choices = [-torch.inf, 0.0, 0.4, torch.inf]
+    thresholds = torch.tensor([choices[t % 4] for t in range(num_tokens)])
+    for backend in (cpu, reference):
+        got = backend.predict(x, fc1, fc2, thresholds)
+        want = {c: backend.predict(x, fc1, fc2, c) for c in choices}
+        for t in range(num_tokens):
+            assert torch.equal(got[t], want[choices[t % 4]][t])
+        assert got[0].all()
+
+
 @pytest.mark.parametrize("vocab", [1, 19, 989, 8192])
 @pytest.mark.parametrize("limits", ["none", "top_k", "top_p", "min_p", "all"])
 def test_draw(vocab, limits):

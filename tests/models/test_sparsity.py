@@ -43,8 +43,8 @@ def test_one_neuron_less_than_the_oracle_changes_the_function(tmp_path, name):
     """If this fails, the test above proves nothing."""
 
     class OneLess(OraclePredictor):
-        def select(self, residual, x):
-            mask = super().select(residual, x)
+        def select(self, residual, x, thresholds=None):
+            mask = super().select(residual, x, thresholds)
             mask[:, mask.sum(0).argmax()] = False
             return mask
 

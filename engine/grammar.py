@@ -1,0 +1,85 @@
+"""Grammars that an answer must follow: compiled on a thread, kept, and asked for the next tokens.
+
+Knows token ids; knows no tensor and no JSON. The engine is llguidance: a grammar is text
+in its own format, which whoever submits a request has made and checked.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from llguidance import LLMatcher, LLTokenizer
+
+MAX_COMPILED = 128  # grammars kept for the next request that brings the same
+
+
+class GrammarError(Exception):
+    """The grammar cannot be followed: it is not valid, or too costly; the message says which."""
+
+
+class Constraint:
+    """One answer's place in its grammar."""
+
+    def __init__(self, compiled: Future[LLMatcher]) -> None:
+        self._compiled = compiled
+        self._matcher: LLMatcher | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the grammar is compiled, for better or worse."""
+        return self._compiled.done()
+
+    def start(self) -> None:
+        """Stand at the grammar's beginning, once it is ready; raises GrammarError."""
+        self._matcher = self._compiled.result().deep_copy()
+
+    @property
+    def matcher(self) -> LLMatcher:
+        assert self._matcher is not None, "it has not started"
+        return self._matcher
+
+    def advance(self, token_id: int) -> None:
+        """Take a token that the mask allowed; raises GrammarError if a limit was passed."""
+        self.matcher.consume_token(token_id)
+        check(self.matcher)
+
+
+class Grammars:
+    """Compiles for one tokenizer; the same grammar is compiled once."""
+
+    def __init__(self, tokenizer: Path, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+        self._path = tokenizer
+        self._vocab_size = vocab_size
+        self._eos = list(eos_token_ids)
+        self._tokenizer: LLTokenizer | None = None  # read when the first grammar comes
+        self._thread = ThreadPoolExecutor(1, "grammars")
+        self._compiled: OrderedDict[str, Future[LLMatcher]] = OrderedDict()
+
+    def constraint(self, grammar: str) -> Constraint:
+        """At once; compiled soon, if it has not been before."""
+        found = self._compiled.get(grammar)
+        if found is None:
+            found = self._compiled[grammar] = self._thread.submit(self._compile, grammar)
+            if len(self._compiled) > MAX_COMPILED:
+                self._compiled.popitem(last=False)
+        self._compiled.move_to_end(grammar)
+        return Constraint(found)
+
+    def _compile(self, grammar: str) -> LLMatcher:
+        if self._tokenizer is None:
+            try:
+                self._tokenizer = LLTokenizer(str(self._path), self._vocab_size, self._eos)
+            except ValueError as error:
+                raise GrammarError(f"it has no tokenizer: {error}") from error
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
+        check(matcher)
+        return matcher
+
+
+def check(matcher: LLMatcher) -> None:
+    """Raise GrammarError for a matcher that has given up."""
+    if matcher.is_error():
+        raise GrammarError(matcher.get_error())

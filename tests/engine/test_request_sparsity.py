@@ -1,0 +1,95 @@
+"""Exact or approximate by request: each computes its own function in the same batch."""
+
+import math
+
+import published
+import pytest
+from scripted import run
+from test_predictors import write_predictors
+from test_runner import BOTH, PROMPT, greedy, make, others
+
+EXACT = -math.inf
+
+
+@pytest.fixture(scope="module")
+def bamboo(tmp_path_factory):
+    return published.make(tmp_path_factory.mktemp("bamboo") / "model", "bamboo")
+
+
+@pytest.fixture(scope="module")
+def predictors(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("predictors") / "low"
+    return str(write_predictors(folder, published.config_of("bamboo"), threshold=0.1))
+
+
+@pytest.fixture(scope="module", params=["turbosparse-mistral", "turbosparse-mixtral"])
+def turbosparse(request, tmp_path_factory):
+    return published.make(tmp_path_factory.mktemp("turbo"), request.param)
+
+
+@BOTH
+def test_exact_and_approximate_in_one_batch(bamboo, predictors, overlap):
+    exact, approximate = make(bamboo), make(bamboo, predictors=predictors)
+    for core in (exact, approximate):
+        core.add(greedy("a", PROMPT))
+    alone = {"exact": run(exact).tokens["a"], "approximate": run(approximate).tokens["a"]}
+    assert alone["exact"] != alone["approximate"]
+    core = make(bamboo, num_pages=800, predictors=predictors, overlap=overlap)
+    for i, prompt in enumerate(others(6)):
+        core.add(greedy(f"x{i}", prompt, 9, threshold=i / 10))
+    core.add(greedy("exact", PROMPT, threshold=EXACT))
+    core.add(greedy("approximate", PROMPT))
+    got = run(core)
+    assert {name: got.tokens[name] for name in alone} == alone
+    assert set(got.cached.values()) == {0}, "K/V of one function is no prefix of another's"
+
+
+def fractions(core) -> dict[str, float]:
+    found = {}
+    for _ in range(200):
+        if not core.has_work:
+            return found
+        for output in core.step().outputs:
+            if output.finish is not None:
+                found[output.id] = output.active_fraction
+    raise AssertionError("it does not end")
+
+
+@BOTH
+def test_a_request_learns_what_share_of_the_neurons_it_kept(turbosparse, overlap):
+    """The same share alone and among others; less of them with a higher threshold."""
+
+    def told(company: int) -> dict[str, float]:
+        core = make(turbosparse, num_pages=800, overlap=overlap)
+        for i, prompt in enumerate(others(company)):
+            core.add(greedy(f"x{i}", prompt, 9))
+        for name, threshold in (("own", None), ("high", 1.0), ("all", EXACT)):
+            core.add(greedy(name, PROMPT, 12, threshold=threshold, report_active=True))
+        return fractions(core)
+
+    found = told(0)
+    assert 0 < found["high"] < found["own"] < found["all"] == pytest.approx(1)
+    among = told(7)
+    assert {name: among[name] for name in found} == pytest.approx(found)
+    assert among["x0"] is None, "it did not ask"
+
+
+def test_the_share_is_that_of_the_whole_request(turbosparse):
+    """Held against the engine's own gauge, which a request that asks makes it read every step."""
+    core = make(turbosparse)
+    core.add(greedy("a", PROMPT, 5, report_active=True))
+    steps = [core.step() for _ in range(5)]
+    weights = [len(PROMPT), 1, 1, 1, 1]
+    mean = sum(
+        step.stats.active_fraction * weight for step, weight in zip(steps, weights, strict=True)
+    ) / sum(weights)
+    assert steps[-1].outputs[0].active_fraction == pytest.approx(mean)
+
+
+def test_prefixes_are_shared_within_one_salt(turbosparse):
+    core = make(turbosparse)
+    cached = {}
+    for name, salt in (("a", "one"), ("b", "two"), ("c", ""), ("d", "one"), ("e", "")):
+        core.add(greedy(name, PROMPT, 2, cache_salt=salt))
+        cached |= run(core).cached
+    assert cached == {"a": 0, "b": 0, "c": 0, "d": 20, "e": 20}
