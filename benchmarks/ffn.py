@@ -6,13 +6,12 @@ without its predictor; the other columns include the predictor. Exits 1 if --mus
 """
 
 import argparse
-import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
+from machine import processor
 
 from turbosparse.models.batch import FfnMode
 from turbosparse.models.config import Activation, ModelConfig
@@ -54,14 +53,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--must", type=float, help="largest token/dense ratio of the first batch")
     return parser.parse_args()
-
-
-def processor() -> str:
-    """The CPU's name, where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def build(args: argparse.Namespace, chosen: ops.Ops, generator: torch.Generator) -> SparseFFN:

@@ -16,7 +16,6 @@ import asyncio
 import itertools
 import json
 import os
-import platform
 import random
 import re
 import statistics
@@ -29,6 +28,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from machine import processor
 
 TURBOSPARSE = [sys.executable, "-m", "turbosparse.server"]
 START_SECONDS = 300
@@ -108,9 +109,9 @@ async def run_load(
 
 
 @contextmanager
-def served(model: str, flags: list[str]) -> Iterator[str]:
-    """A server for this model on a free port; its URL once it answers."""
-    command = [*TURBOSPARSE, "serve", model, "--port", "0", *flags]
+def served(model: str | None, flags: list[str]) -> Iterator[str]:
+    """A server for this model, or the one in the flags, on a free port; its URL once it answers."""
+    command = [*TURBOSPARSE, "serve", *([model] if model else []), "--port", "0", *flags]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -120,20 +121,13 @@ def served(model: str, flags: list[str]) -> Iterator[str]:
                 url = found[1]
                 break
         if url is None:
-            raise SystemExit(f"the server of {model} did not start")
+            raise SystemExit(f"the server of {model or flags} did not start")
         yield url
     finally:
         process.terminate()
         process.wait(60)
-
-
-def processor() -> str:
-    """What /proc calls it; platform.processor() is empty on most Linux systems."""
-    try:
-        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        found = None
-    return found[1] if found else platform.machine()
+        assert process.stdout is not None
+        process.stdout.close()
 
 
 def quantile(values: list[float], share: float) -> float:

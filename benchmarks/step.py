@@ -1,222 +1,245 @@
-"""Decode steps on one GPU, without HTTP: the sparse model, the same with all neurons computed, and
-an ordinary dense Mistral of the same shape, in one run.
+"""Decode steps of a synthetic model on one device, without HTTP, every path side by side.
 
-    python benchmarks/step.py                        # TurboSparse-Mistral-7B's shape, synthetic
+    python benchmarks/step.py                                  # TurboSparse-Mistral-7B's shape
+    python benchmarks/step.py --model turbosparse-mixtral-47b --context 512
+    python benchmarks/step.py --rivals --paths generate continuous --batch 1 8 --context 512
 
-Weights are random, built on the device from a seed, with predictors planted at the density asked
-for: the figures are speed alone. Every step is a captured graph of the whole model, logits too. The
-share of the roof is the bytes that a step must read over the bandwidth that one large read reached.
+Paths: `token`, `union` and `masked` are the FFN modes of the sparse model (`masked` computes every
+neuron and applies the mask afterwards; `chosen` marks the one that serving takes), `dense` is the
+ordinary model of the same shape on our code, SiLU and no predictor; with --rivals `generate` and
+`continuous` are that model in transformers. `engine` adds a prompt's speed, the time to the first
+token, and the share of a step that the device idles in the engine's loop.
+
+Weights are random, predictors planted: the figures are speed alone. A step is a captured graph of
+the whole model, logits too. The share of the roof is the bytes that a step must read over what a
+kernel that only reads has reached in the same run.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import gc
+import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
+import engine_steps
 import torch
-from torch import nn
+from decode import Step
+from machine import facts, processor
+from profile_steps import table
+from rivals import Rival
+from roof import PAPER_ROOF, bandwidth
+from rows import Report, Row
 
-from turbosparse.engine.graphs import DecodeGraphs
-from turbosparse.models.attention import LayerCache
-from turbosparse.models.batch import FfnMode, ForwardBatch
-from turbosparse.models.config import Activation, ModelConfig
-from turbosparse.models.decoder import Decoder
-from turbosparse.models.kernels import gpu_sparse, ops
-from turbosparse.models.sequence import random_ids
-from turbosparse.models.sparsity.ffn import SparseFFN
+from turbosparse.engine.graphs import decode_sizes
+from turbosparse.models.batch import FfnMode
+from turbosparse.models.calibration import calibrate
+from turbosparse.models.load import DTYPES, load
 from turbosparse.models.sparsity.policy import FfnPolicy
-from turbosparse.models.tools.synthetic import planting
+from turbosparse.models.tools import shapes
 
-DEVICE, DTYPE = torch.device("cuda"), torch.bfloat16
-PAGE_SIZE = 16
-REPLAYS = 30
-SAMPLES = 256  # requests of a step on which the predictors are planted
-
-
-def config(arguments: argparse.Namespace, activation: Activation) -> ModelConfig:
-    return ModelConfig(
-        family="synthetic",
-        vocab_size=32064,
-        hidden_size=4096,
-        num_layers=arguments.layers,
-        num_heads=32,
-        num_kv_heads=8,
-        head_dim=128,
-        num_neurons=14336,
-        activation=activation,
-        max_positions=32768,
-        predictor=activation is Activation.DRELU,
-        dtype="bfloat16",
-    )
+MODES = {"token": FfnMode.TOKEN, "union": FfnMode.UNION, "masked": FfnMode.DENSE}
+ENGINE, DENSE = "engine", "dense"
+RIVALS = ("generate", "continuous")
+BASELINES = {  # sparse model -> the ordinary one of its shape
+    "turbosparse-mistral-7b": "mistral-7b",
+    "turbosparse-mixtral-47b": "mixtral-8x7b",
+    "turbosparse-mistral-16m": "mistral-16m",
+    "turbosparse-mixtral-30m": "mixtral-30m",
+}
+LONG, LONG_BATCHES = 4096, (1, 8)  # contexts beyond LONG are measured at these batches alone
 
 
-def build(arguments: argparse.Namespace, activation: Activation) -> Decoder:
-    """A random model on the device; a sparse one with planted predictors."""
-    shape = config(arguments, activation)
-    chosen, declined = ops.select(DEVICE, DTYPE)
-    assert "gpu" in chosen.chosen().values(), declined
-    ranks = [[arguments.rank]] if shape.predictor else [[]]
-    with torch.device("meta"):
-        decoder = Decoder(shape, chosen, ranks * shape.num_layers)
-    generator = torch.Generator(DEVICE).manual_seed(arguments.seed)
-    for name, parameter in list(decoder.named_parameters()):
-        value = torch.empty(parameter.shape, device=DEVICE, dtype=DTYPE)
-        if value.dim() == 1:
-            value.fill_(1.0)
-        elif name == "embedding":
-            value.normal_(generator=generator)
-        else:
-            width = value.shape[0 if name.endswith(".down") else 1]
-            value.normal_(0.0, width**-0.5, generator=generator)
-        owner, _, attribute = name.rpartition(".")
-        parameter = nn.Parameter(value, requires_grad=False)
-        setattr(decoder.get_submodule(owner), attribute, parameter)
-    decoder.prepare(DEVICE, shape.max_positions)
-    return decoder
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=BASELINES, default="turbosparse-mistral-7b")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128])
+    parser.add_argument("--context", type=int, nargs="+", default=[512, 4096, 16384])
+    ours = (*MODES, DENSE, ENGINE)
+    parser.add_argument("--paths", nargs="+", choices=(*ours, *RIVALS), default=ours)
+    parser.add_argument("--rivals", action="store_true", help="transformers too")
+    parser.add_argument("--density", type=float, help="default: the model's")
+    parser.add_argument("--layers", type=int, help="default: the model's")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    parser.add_argument("--prompt", type=int, default=2048, help="tokens of the timed prompt")
+    parser.add_argument("--profile", action="store_true", help="a table of kernels for each step")
+    parser.add_argument("--seconds", type=float, default=540, help="start nothing after so long")
+    parser.add_argument("--out", type=Path, help="write OUT.md and OUT.json, row by row")
+    parser.add_argument("--commit", help="what is measured; default: as git says")
+    return parser.parse_args()
 
 
-class Step:
-    """One token for each of `size` requests of equal length, over random K and V."""
+class Run:
+    """One run: what is asked for, what the device can do, and the time that is left."""
 
-    def __init__(self, decoder: Decoder, size: int, context: int, mode: FfnMode) -> None:
-        self.decoder, self.size, self.context, self.mode = decoder, size, context, mode
-        shape, width = decoder.config, -(-context // PAGE_SIZE)
-        pages = (size * width, shape.num_kv_heads, PAGE_SIZE, shape.head_dim)
-        self.caches = [
-            LayerCache(*(torch.randn(pages, device=DEVICE, dtype=DTYPE) for _ in range(2)))
-            for _ in range(shape.num_layers)
-        ]
-        tables = torch.randperm(size * width).view(size, width).int().to(DEVICE)
-        rows = torch.arange(size, device=DEVICE)
-        positions = torch.full((size,), context - 1, device=DEVICE)
-        self.batch = ForwardBatch(
-            token_ids=random_ids(decoder, size),
-            positions=positions,
-            slots=tables[rows, positions // PAGE_SIZE].long() * PAGE_SIZE + positions % PAGE_SIZE,
-            request_ids=rows,
-            page_tables=tables,
-            query_lens=(1,) * size,
-            context_lens=(context,) * size,
-            sample_at=rows,
-            ffn_mode=mode,
-        )
+    def __init__(self, args: argparse.Namespace, folder: Path) -> None:
+        self.args, self.folder = args, folder
+        self.device, self.dtype = torch.device(args.device), DTYPES[args.dtype]
+        self.end = time.monotonic() + args.seconds
+        self.roof = bandwidth(self.device)
+        name = torch.cuda.get_device_name() if self.device.type == "cuda" else processor()
+        told = facts(name, args.commit)
+        told["model"] = f"{args.model}, synthetic, {args.layers or 'all'} layers, {args.dtype}"
+        told["roof"] = f"{self.roof / 1e12:.2f} TB/s read here (an H200: {PAPER_ROOF / 1e12:.2f})"
+        self.report = Report(f"Steps of {args.model}", told, args.out)
+        self.policy: FfnPolicy | None = None
 
-    def seconds(self) -> float:
-        """Median time of a replayed step."""
-        graphs = DecodeGraphs(
-            self.decoder,
-            self.caches,
-            FfnPolicy.always(self.mode),
-            max_tokens=self.size,
-            max_pages=self.batch.page_tables.shape[1],
-        )
-        graphs.capture(only=self.size)
-        times: list[float] = []
-        for _ in range(3 + REPLAYS):
-            torch.cuda.synchronize()
-            started = time.perf_counter()
-            graphs.run(self.batch)
-            torch.cuda.synchronize()
-            times.append(time.perf_counter() - started)
-        return statistics.median(times[3:])
+    def points(self) -> Iterator[tuple[int, int]]:
+        """(context, batch) of every decode step that is asked for."""
+        for context in self.args.context:
+            for batch in self.args.batch:
+                if context <= LONG or batch in LONG_BATCHES:
+                    yield context, batch
 
-    def shares(self) -> tuple[float, float]:
-        """Neurons that a token keeps, and that any token of the step keeps: means over layers."""
-        active: list[float] = []
-        union: list[float] = []
+    def directory(self, name: str) -> Path:
+        density = self.args.density if name == self.args.model else None
+        shapes.describe_named(self.folder / name, name, layers=self.args.layers, density=density)
+        return self.folder / name
 
-        def look(ffn: nn.Module, args: tuple[torch.Tensor, torch.Tensor]) -> None:
-            assert isinstance(ffn, SparseFFN)
-            assert ffn.predictor is not None
-            mask = ffn.predictor.select(args[1], args[0])
-            active.append(mask.float().mean().item())
-            union.append(mask.any(0).float().mean().item())
+    @contextmanager
+    def guarded(self, what: str) -> Iterator[None]:
+        """What cannot be measured says why, and the run goes on."""
+        try:
+            yield
+        except Exception as error:
+            self.report.note(f"not measured: {what}: {type(error).__name__}: {_first_line(error)}")
+        self.free()
 
-        if not self.decoder.config.predictor:
-            return 1.0, 1.0
-        ffns = [layer.get_submodule("ffn") for layer in self.decoder.layers]
-        hooks = [ffn.register_forward_pre_hook(look) for ffn in ffns]
-        self.decoder(self.batch, self.caches)
-        for hook in hooks:
-            hook.remove()
-        return statistics.mean(active), statistics.mean(union)
+    def in_time(self, what: str) -> bool:
+        if time.monotonic() < self.end:
+            return True
+        self.report.note(f"not measured: {what}: {self.args.seconds:.0f} s are over")
+        return False
 
-    def bytes(self, union: float) -> float:
-        """What the step must read: weights once, of the neurons the union, and every K and V."""
-        neurons = other = 0
-        for name, parameter in self.decoder.named_parameters():
-            size = parameter.numel() * parameter.element_size()
-            if name == "embedding":
-                continue  # a row a token
-            if name.endswith((".gate_up", ".down", ".down.weight")):
-                neurons += size
-            else:
-                other += size
-        kv = self.size * self.context * self.decoder.config.kv_bytes_per_token * DTYPE.itemsize
-        return other + union * neurons + kv
-
-
-def bandwidth() -> float:
-    """Bytes a second that one large read reaches here."""
-    data = torch.empty(1 << 30, device=DEVICE, dtype=DTYPE).zero_()
-    times: list[float] = []
-    for _ in range(5):
-        torch.cuda.synchronize()
-        started = time.perf_counter()
-        data.amax()
-        torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return data.numel() * data.element_size() / min(times)
+    def free(self) -> None:
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128])
-    parser.add_argument("--context", type=int, default=512)
-    parser.add_argument("--density", type=float, default=0.1)
-    parser.add_argument("--rank", type=int, default=1260, help="the published mean")
-    parser.add_argument("--layers", type=int, default=32)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        raise SystemExit("benchmarks/step.py needs a CUDA device")
-    with torch.inference_mode():
-        measure(arguments)
+    args = arguments()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("there is no CUDA device; --device cpu measures small models")
+    paths = [path for path in args.paths if path not in RIVALS or args.rivals]
+    if args.rivals and not set(paths) & set(RIVALS):
+        paths += RIVALS
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(args, Path(folder))
+        if set(paths) & {*MODES, ENGINE}:
+            measure_sparse(run, [path for path in paths if path in MODES], ENGINE in paths)
+            run.free()
+        if DENSE in paths:
+            measure_dense(run)
+            run.free()
+        if rivals := [path for path in paths if path in RIVALS]:
+            measure_rivals(run, rivals)
 
 
-def measure(arguments: argparse.Namespace) -> None:
-    roof = bandwidth()
-    torch.cuda.empty_cache()
-    device = torch.cuda.get_device_name()
-    print(f"{device}, torch {torch.__version__}, one read {roof / 1e12:.2f} TB/s")
-    print(f"synthetic, {arguments}")
-    print(f"{'':>14}{'batch':>6}{'active':>8}{'union':>8}{'ms/step':>9}{'tok/s':>8}{'of roof':>9}")
-    sparse = build(arguments, Activation.DRELU)
-    with planting(sparse, arguments.density, torch.Generator().manual_seed(arguments.seed)):
-        sample = Step(sparse, SAMPLES, arguments.context, FfnMode.DENSE)
-        sparse(sample.batch, sample.caches)
-    del sample
-    for n in arguments.batch:
-        if n <= gpu_sparse.MAX_TOKENS:
-            report("sparse union", Step(sparse, n, arguments.context, FfnMode.UNION), roof)
-        report("sparse dense", Step(sparse, n, arguments.context, FfnMode.DENSE), roof)
-    del sparse
-    torch.cuda.empty_cache()
-    dense = build(arguments, Activation.SILU)
-    for n in arguments.batch:
-        report("dense Mistral", Step(dense, n, arguments.context, FfnMode.DENSE), roof)
+@torch.inference_mode()
+def measure_sparse(run: Run, modes: list[str], engine: bool) -> None:
+    args = run.args
+    directory = run.directory(args.model)
+    if engine:
+        started = engine_steps.start(directory, args.device, args.dtype, 2 * args.prompt)
+        decoder = started.decoder
+    else:
+        started, decoder = None, load(directory, run.device, run.dtype).decoder
+    sizes = decode_sizes(max(args.batch))
+    graphs = run.device.type == "cuda"
+    run.policy = calibrate(decoder, sizes[-1], sizes, graphs=graphs)
+    if started is not None:
+        with run.guarded("engine"):
+            measure_engine(run, started)
+    for context, batch in run.points():
+        what = f"sparse, batch {batch}, context {context}"
+        if modes and run.in_time(what):
+            with run.guarded(what):
+                measure_step(run, Step(decoder, batch, context), modes)
 
 
-def report(name: str, step: Step, roof: float) -> None:
-    active, union = step.shares()
-    seconds = step.seconds()
-    read = step.bytes(union if step.mode is FfnMode.UNION else 1.0)
-    print(
-        f"{name:>14}{step.size:>6}{active:>8.1%}{union:>8.1%}{seconds * 1e3:>9.3f}"
-        f"{step.size / seconds:>8.0f}{read / roof / seconds:>9.1%}",
-        flush=True,
-    )
+@torch.inference_mode()
+def measure_dense(run: Run) -> None:
+    decoder = load(run.directory(BASELINES[run.args.model]), run.device, run.dtype).decoder
+    for context, batch in run.points():
+        what = f"dense, batch {batch}, context {context}"
+        if run.in_time(what):
+            with run.guarded(what):
+                measure_step(run, Step(decoder, batch, context), [DENSE])
+
+
+def measure_step(run: Run, step: Step, paths: list[str]) -> None:
+    """One row a path; all of them on the same requests, K and V."""
+    seen = step.look()
+    for path in paths:
+        mode = MODES.get(path, FfnMode.DENSE)
+        chosen = None
+        if path in MODES and run.policy is not None:
+            chosen = run.policy.mode_for(decode_sizes(step.size)[-1])
+        seconds = step.seconds(mode)
+        skips = mode is not FfnMode.DENSE
+        run.report.add(
+            Row(
+                "decode",
+                path,
+                step.size,
+                step.context,
+                seconds * 1e3,
+                step.size / seconds,
+                roof=step.bytes(seen, skips=skips) / run.roof / seconds,
+                active=seen.active if path in MODES else None,
+                union=seen.union if path in MODES else None,
+                chosen=mode is chosen,
+            )
+        )
+        if run.args.profile:
+            run.report.note(f"{path}, batch {step.size}\n{table(step.runner(mode), run.device)}")
+
+
+def measure_engine(run: Run, engine: engine_steps.Engine) -> None:
+    args = run.args
+
+    def add(what: str, context: int, seconds: float, tokens: int, note: str) -> None:
+        row = Row(what, "engine", 1, context, seconds * 1e3, tokens / seconds, note=note)
+        run.report.add(row)
+
+    seconds = engine_steps.first_token_seconds(engine, args.prompt)
+    add("prefill", args.prompt, seconds, args.prompt, "one step, exact, first token on the host")
+    short = args.prompt // 4
+    seconds = engine_steps.first_token_seconds(engine, short)
+    add("first token", short, seconds, short, "launch to host")
+    mode = FfnMode(engine.info.ffn_modes[min(engine.info.ffn_modes)])
+    looped = engine_steps.decode_step_seconds(engine, short, num_steps=short // 2)
+    bare = Step(engine.decoder, 1, short).seconds(mode)
+    gap = max(0.0, 1 - bare / looped)
+    note = f"{gap:.1%} of a step idle: bare {mode} step {bare * 1e3:.3f} ms"
+    add("host gap", short, looped, 1, note)
+
+
+def measure_rivals(run: Run, paths: list[str]) -> None:
+    directory = run.directory(BASELINES[run.args.model])
+    rival: Rival | None = None
+    with run.guarded("transformers"):
+        rival = Rival(directory, run.device, run.dtype)
+    if rival is None:
+        return
+    for path in paths:
+        seconds_of: Callable[[int, int], float] = getattr(rival, path)
+        for context, batch in run.points():
+            what = f"{path}, batch {batch}, context {context}"
+            if run.in_time(what):
+                with run.guarded(what):
+                    seconds = seconds_of(batch, context)
+                    row = Row("decode", path, batch, context, seconds * 1e3, batch / seconds)
+                    run.report.add(row)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:200]
 
 
 if __name__ == "__main__":

@@ -67,15 +67,13 @@ def _draw(name: str, value: Tensor, generator: torch.Generator) -> Tensor:
     return value.normal_(0.0, width**-0.5, generator=generator)
 
 
-def masked_blocks(ffn: nn.Module, x: Tensor) -> Iterator[tuple[SparseFFN, Tensor]]:
+def blocks(ffn: nn.Module, x: Tensor) -> Iterator[tuple[nn.Module, Tensor]]:
     """The FFNs in a layer's, each with the places [n] int64 of those tokens of x that it sees."""
     if not isinstance(ffn, MoE):
-        assert isinstance(ffn, SparseFFN)
         yield ffn, torch.arange(len(x), device=x.device)
         return
     chosen = ffn.ops.linear(x, ffn.router.weight).float().topk(ffn.num_chosen).indices
     for i, expert in enumerate(ffn.experts):
-        assert isinstance(expert, SparseFFN)
         yield expert, (chosen == i).any(1).nonzero()[:, 0]
 
 
@@ -90,7 +88,8 @@ def planting(decoder: Decoder, density: float, seed: int) -> Generator[None]:
 
     def before(ffn: nn.Module, args: tuple[Tensor, Tensor]) -> None:
         x, residual = args[:2]
-        for block, places in masked_blocks(ffn, x):
+        for block, places in blocks(ffn, x):
+            assert isinstance(block, SparseFFN)
             predictor = block.predictor
             assert isinstance(predictor, LowRankPredictor)
             seen = residual[places] if len(places) else residual

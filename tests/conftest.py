@@ -12,8 +12,9 @@ from turbosparse.models import calibration_cache
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
 
-for folder in ("engine", "models", "server"):
-    sys.path.insert(0, str(Path(__file__).parent / folder))
+HERE = Path(__file__).parent
+for folder in (HERE / "engine", HERE / "models", HERE / "server", HERE.parent / "benchmarks"):
+    sys.path.insert(0, str(folder))
 
 
 def pytest_configure() -> None:

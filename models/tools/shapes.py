@@ -106,6 +106,7 @@ NAMES = {
     "bamboo-7b": Named("bamboo", LARGE),
     "mistral-16m": Named("mistral", Shape(), dtype="float32"),
     "turbosparse-mistral-16m": Named("turbosparse-mistral", Shape(), dtype="float32"),
+    "mixtral-30m": Named("mixtral", Shape(layers=2), dtype="float32"),
     "turbosparse-mixtral-30m": Named(
         "turbosparse-mixtral", Shape(layers=2), density=0.15, dtype="float32"
     ),

@@ -8,7 +8,7 @@ import torch
 
 from turbosparse.models.config import ModelError
 from turbosparse.models.load import LoadedModel, load
-from turbosparse.models.random_weights import masked_blocks
+from turbosparse.models.random_weights import blocks
 from turbosparse.models.recipe import Recipe, read
 from turbosparse.models.sequence import observe
 from turbosparse.models.tools import shapes, synthetic
@@ -36,7 +36,7 @@ def masks(model: LoadedModel, count: int) -> list[torch.Tensor]:
     return [
         block.predictor.select(residual[places], x[places])
         for layer, (x, residual) in zip(model.decoder.layers, seen.ffn_inputs, strict=True)
-        for block, places in masked_blocks(layer.ffn, x)
+        for block, places in blocks(layer.ffn, x)
     ]
 
 

@@ -1,0 +1,242 @@
+"""Whether the sparse paths say what the dense one says: greedy tokens, mode by mode, one model.
+
+    python benchmarks/match.py                                       # the bundled model
+    python benchmarks/match.py --synthetic turbosparse-mistral-7b
+
+The reference is the dense mode with the mask applied; `token` and `union` differ from it by the
+order of summation alone. In 16 bits that can swap two tokens whose logits are closer than rounding,
+so every first divergence is told with the gap between the two in the reference and the spacing of
+the dtype at that magnitude. It is a *tie* where the gap is within that spacing, or within twice the
+noise: what 99.9 % of the best logits differ by between the two modes over all steps before a
+divergence. Exits 1 on a divergence that is no tie, or if the fp32 logits are further than --must
+from the reference implementation's on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from machine import facts, processor
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from turbosparse.models.attention import LayerCache
+from turbosparse.models.batch import FfnMode, ForwardBatch
+from turbosparse.models.decoder import Decoder
+from turbosparse.models.load import DTYPES, load
+from turbosparse.models.sequence import observe, random_ids
+from turbosparse.models.tools import shapes
+
+ROOT = Path(__file__).parent.parent
+BUNDLED = ROOT / "models" / "tiny"
+TEXTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/*.md",
+)  # what prompts of a real tokenizer are cut from
+BEST = 8  # logits that are kept of every step
+MODES = (FfnMode.TOKEN, FfnMode.UNION)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What greedy decoding said: the best of every step first, [B, steps, BEST] each."""
+
+    tokens: Tensor  # int64
+    logits: Tensor  # float32
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """The first place where a text parts from the reference, after `step` common tokens."""
+
+    request: int
+    step: int
+    gap: float  # in the reference, from its own token to the other's; infinite beyond its best
+    spacing: float  # of the dtype at that magnitude
+    noise: float
+
+    @property
+    def is_tie(self) -> bool:
+        return self.gap <= max(self.spacing, 2 * self.noise)
+
+
+@torch.inference_mode()
+def greedy(decoder: Decoder, prompts: Tensor, num_steps: int, mode: FfnMode) -> Said:
+    """Decode [B, P] prompts together; they too go in token by token, in the mode that is tried."""
+    batch_size, length = prompts.shape
+    total, config, device = length + num_steps, decoder.config, prompts.device
+    shape = (batch_size, config.num_kv_heads, total, config.head_dim)  # one page a request
+    like = decoder.embedding
+    caches = [LayerCache(like.new_empty(shape), like.new_empty(shape)) for _ in decoder.layers]
+    rows = torch.arange(batch_size, device=device)
+    tokens, best = prompts[:, 0], []
+    for place in range(total - 1):
+        logits = decoder(_step(rows, tokens, place, total, mode), caches)
+        if place + 1 < length:
+            tokens = prompts[:, place + 1]
+        else:
+            top = logits.topk(BEST)
+            tokens = top.indices[:, 0]
+            best.append(top)
+    return Said(
+        tokens=torch.stack([top.indices for top in best], 1).cpu(),
+        logits=torch.stack([top.values for top in best], 1).cpu(),
+    )
+
+
+def _step(rows: Tensor, tokens: Tensor, place: int, total: int, mode: FfnMode) -> ForwardBatch:
+    size = len(rows)
+    return ForwardBatch(
+        token_ids=tokens,
+        positions=torch.full_like(rows, place),
+        slots=rows * total + place,
+        request_ids=rows,
+        page_tables=rows.int()[:, None],
+        query_lens=(1,) * size,
+        context_lens=(place + 1,) * size,
+        sample_at=rows,
+        ffn_mode=mode,
+    )
+
+
+def divergences(ours: Said, reference: Said, dtype: torch.dtype) -> list[Divergence]:
+    """Where each request parts from the reference; nothing of those that never do."""
+    parted = ours.tokens[..., 0] != reference.tokens[..., 0]
+    noise = _noise(ours, reference, parted)
+    found: list[Divergence] = []
+    for request in parted.any(1).nonzero()[:, 0].tolist():
+        step = int(parted[request].int().argmax())
+        logits = reference.logits[request, step]
+        where = (reference.tokens[request, step] == ours.tokens[request, step, 0]).nonzero()
+        gap = (logits[0] - logits[int(where[0])]).item() if len(where) else math.inf
+        found.append(Divergence(request, step, gap, _spacing(logits[0].item(), dtype), noise))
+    return found
+
+
+def _noise(ours: Said, reference: Said, parted: Tensor) -> float:
+    """What 99.9 % of the best logits differ by, where both have said the same so far."""
+    together = (
+        parted.cumsum(1) == 0
+    )  # [B, steps]; a step that parts is judged, so it does not count
+    same = (ours.tokens == reference.tokens) & together[..., None]
+    differences = (ours.logits - reference.logits).abs()[same]
+    return differences.quantile(0.999).item() if len(differences) else 0.0
+
+
+def _spacing(value: float, dtype: torch.dtype) -> float:
+    """The distance to the next number of this dtype."""
+    here = torch.tensor(abs(value), dtype=dtype)
+    return (torch.nextafter(here, here + torch.ones_like(here)) - here).item()
+
+
+def prompts(directory: Path, decoder: Decoder, count: int, length: int) -> Tensor:
+    """Pieces of this project's own documents; random ids where the tokenizer knows no words."""
+    ids = random_ids(decoder, count * length).repeat(count * length)[: count * length]
+    if directory == BUNDLED:
+        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        text = "".join(p.read_text() for pattern in TEXTS for p in sorted(ROOT.glob(pattern)))
+        read = torch.tensor(tokenizer.encode(text).ids, device=ids.device)
+        ids = read.repeat(-(-count * length // len(read)))[: count * length]
+    return ids.view(count, length)
+
+
+def compare(args: argparse.Namespace, directory: Path) -> Iterator[tuple[str, bool]]:
+    """A line for each comparison, and whether it holds."""
+    device, dtype = torch.device(args.device), DTYPES[args.dtype]
+    decoder = load(directory, device, dtype).decoder
+    given = prompts(directory, decoder, args.prompts, args.length)
+    for size in args.batch:
+        reference = _greedy_all(decoder, given.split(size), args.tokens, FfnMode.DENSE)
+        for mode in MODES:
+            ours = _greedy_all(decoder, given.split(size), args.tokens, mode)
+            found = divergences(ours, reference, dtype)
+            ties = sum(d.is_tie for d in found)
+            yield (
+                f"{mode} against dense, {size} at once: {len(given) - len(found)} of {len(given)} "
+                f"texts of {args.tokens} tokens the same, {ties} of {len(found)} divergences "
+                "a tie within rounding",
+                ties == len(found),
+            )
+            yield from ((f"  {'tie' if d.is_tie else 'NO TIE'}: {d}", d.is_tie) for d in found)
+
+
+def _greedy_all(decoder: Decoder, parts: Sequence[Tensor], num_steps: int, mode: FfnMode) -> Said:
+    said = [greedy(decoder, part, num_steps, mode) for part in parts]
+    return Said(torch.cat([s.tokens for s in said]), torch.cat([s.logits for s in said]))
+
+
+@torch.inference_mode()
+def logit_difference(directory: Path, device: torch.device, num_tokens: int = 256) -> float:
+    """Largest difference of fp32 logits on `device` from the reference's on a CPU."""
+    cpu = torch.device("cpu")
+    reference = load(directory, cpu, torch.float32, backends=("reference",)).decoder
+    ids = prompts(directory, reference, 1, num_tokens)[0]
+    ours = load(directory, device, torch.float32).decoder
+    decoded = _decoded_logits(ours, ids.to(device))
+    expected = observe(reference, ids).logits
+    whole = observe(ours, ids.to(device)).logits.cpu()
+    return max((found - expected).abs().max().item() for found in (whole, decoded))
+
+
+def _decoded_logits(decoder: Decoder, ids: Tensor) -> Tensor:
+    """The sequence's logits token by token, as decode steps in the sparse mode: [T, vocab]."""
+    like, config, total = decoder.embedding, decoder.config, len(ids)
+    shape = (1, config.num_kv_heads, total, config.head_dim)
+    caches = [LayerCache(like.new_empty(shape), like.new_empty(shape)) for _ in decoder.layers]
+    row = torch.zeros(1, dtype=torch.int64, device=ids.device)
+    steps = (
+        decoder(_step(row, ids[i : i + 1], i, total, FfnMode.UNION), caches)[0].cpu()
+        for i in range(total)
+    )
+    return torch.stack(list(steps))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--model", type=Path, default=BUNDLED, help="a checkpoint directory")
+    what.add_argument("--synthetic", choices=shapes.NAMES)
+    parser.add_argument("--layers", type=int, help="of the synthetic model")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    parser.add_argument("--batch", type=int, nargs="+", default=[8, 64], help="requests at once")
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--length", type=int, default=16, help="tokens of a prompt")
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--must", type=float, default=1e-3, help="largest fp32 logit difference")
+    parser.add_argument("--commit")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    device = torch.device(args.device)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else processor()
+    for fact, value in facts(name, args.commit).items():
+        print(f"{fact}: {value}")
+    with tempfile.TemporaryDirectory() as folder:
+        directory = args.model
+        if args.synthetic:
+            directory = Path(folder)
+            shapes.describe_named(directory, args.synthetic, layers=args.layers)
+        held = True
+        for line, holds in compare(args, directory):
+            print(line, flush=True)
+            held &= holds
+        if not args.synthetic:
+            difference = logit_difference(directory, device)
+            held &= difference <= args.must
+            print(f"fp32 logits against the reference on a CPU: at most {difference:.2g} apart")
+    if not held:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""What a user would run instead, in the same process on the same device: transformers' `generate`
+with a static cache and a compiled step, and its continuous batching.
+
+Both run the ordinary dense model of the same shape, random weights of the same dtype. Seconds are
+those of a decode step: the median distance between two tokens once all requests are decoding.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+GENERATED = 48  # tokens a request; the first half warms up, and compiles
+CONTINUOUS = 128  # more, since the first requests decode while the last ones' prompts are computed
+
+
+class Rival:
+    """An ordinary dense model in transformers; needs the `transformers` package."""
+
+    def __init__(self, directory: Path, device: torch.device, dtype: torch.dtype) -> None:
+        import transformers
+
+        config = json.loads((directory / "config.json").read_text())
+        config = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
+        with torch.device(device):
+            model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+        self.model: Any = model.eval()
+        self.transformers: Any = transformers
+        self.device = device
+
+    def prompts(self, batch: int, context: int, num_tokens: int) -> Tensor:
+        """Random ids such that `num_tokens` after them end at `context`: [B, T]."""
+        length = max(1, context - num_tokens)
+        generator = torch.Generator().manual_seed(0)
+        size = (batch, length)
+        return torch.randint(0, self.model.config.vocab_size, size, generator=generator)
+
+    def generation_config(self, num_tokens: int, **options: object) -> Any:
+        return self.transformers.GenerationConfig(
+            max_new_tokens=num_tokens,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+            **options,
+        )
+
+    def generate(self, batch: int, context: int) -> float:
+        """Seconds of a step of `generate`; on a GPU transformers compiles the step by itself."""
+        times: list[float] = []
+
+        def tick(ids: Tensor, scores: Tensor, **_: object) -> Tensor:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter())
+            return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+        criteria = self.transformers.StoppingCriteriaList([tick])
+        ids = self.prompts(batch, context, GENERATED).to(self.device)
+        self.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=self.generation_config(GENERATED, cache_implementation="static"),
+            stopping_criteria=criteria,
+        )
+        return _median_distance(times[GENERATED // 2 :])
+
+    def continuous(self, batch: int, context: int) -> float:
+        """Seconds of a step of `generate_batch`, transformers' continuous batching."""
+        outputs = self.model.generate_batch(
+            self.prompts(batch, context, CONTINUOUS).tolist(),
+            generation_config=self.generation_config(CONTINUOUS),
+            record_timestamps=True,
+        )
+        stamps = [output.timestamps for output in outputs.values()]
+        if len(stamps) != batch or any(len(s) != CONTINUOUS for s in stamps):
+            raise RuntimeError(f"{len(stamps)} of {batch} requests ended")
+        begun, ended = max(s[0] for s in stamps), min(s[-1] for s in stamps)
+        together = [[t for t in s if begun < t < ended][2:] for s in stamps]
+        if min(map(len, together)) < 8:
+            raise RuntimeError(f"the {batch} requests hardly ever decoded together")
+        return statistics.median(map(_median_distance, together))
+
+
+def _median_distance(times: Sequence[float]) -> float:
+    return statistics.median(b - a for a, b in pairwise(times))

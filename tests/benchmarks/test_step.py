@@ -1,0 +1,205 @@
+"""The step benchmark on tiny models and a CPU: every path is measured, or says why it was not."""
+
+import json
+import sys
+from dataclasses import replace
+
+import decode
+import engine_steps
+import plot
+import pytest
+import rivals
+import roof
+import step
+import torch
+
+from turbosparse.models import calibration
+from turbosparse.models.batch import FfnMode
+from turbosparse.models.load import load
+from turbosparse.models.tools import shapes
+from turbosparse.models.tools.shapes import Shape
+
+CPU = torch.device("cpu")
+TINY = Shape(hidden=64, layers=1, neurons=128, vocab=300, heads=4, kv_heads=2, positions=512)
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    """The small names, smaller; and few repetitions."""
+    for name, named in shapes.NAMES.items():
+        if named.dtype == "float32":
+            monkeypatch.setitem(shapes.NAMES, name, replace(named, shape=TINY))
+    monkeypatch.setattr(decode, "REPLAYS", 2)
+    monkeypatch.setattr(engine_steps, "REPEATS", 1)
+    monkeypatch.setattr(calibration, "SECONDS", 0)
+    monkeypatch.setattr(step, "bandwidth", lambda device: 1e10)
+
+
+def run(monkeypatch, tmp_path, *flags: str, model="turbosparse-mistral-16m") -> dict:
+    out = tmp_path / "results" / "run"
+    command = ["step.py", "--model", model, "--device", "cpu", "--dtype", "float32"]
+    monkeypatch.setattr(sys, "argv", [*command, "--out", str(out), *flags])
+    step.main()
+    return json.loads(out.with_suffix(".json").read_text())
+
+
+def drawn(tmp_path, family: str, **changes):
+    shape = replace(TINY, **changes).of(family)
+    recipe = shapes.recipe_of(family, shape, 0.1, 0)
+    shapes.describe(tmp_path, family, shape, "float32", recipe)
+    return load(tmp_path, CPU, torch.float32).decoder
+
+
+@pytest.mark.parametrize("model", ["turbosparse-mistral-16m", "turbosparse-mixtral-30m"])
+def test_every_path_of_ours_gets_its_rows(monkeypatch, tmp_path, model):
+    flags = ["--batch", "1", "3", "--context", "20", "--prompt", "32", "--profile"]
+    found = run(monkeypatch, tmp_path, *flags, model=model)
+    decoded = [row for row in found["rows"] if row["what"] == "decode"]
+    expected = [(p, b) for b in (1, 3) for p in step.MODES] + [("dense", 1), ("dense", 3)]
+    assert [(row["path"], row["batch"]) for row in decoded] == expected
+    for row in decoded:
+        assert row["tokens_per_second"] == pytest.approx(row["batch"] / row["ms"] * 1e3)
+        assert row["roof"] > 0
+        if row["path"] != "dense":
+            assert 0 < row["active"] <= row["union"] < 1
+    for batch in (1, 3):
+        assert sum(row["chosen"] for row in decoded if row["batch"] == batch) == 1
+    others = {row["what"]: row["context"] for row in found["rows"] if row["what"] != "decode"}
+    assert others == {"prefill": 32, "first token": 8, "host gap": 8}
+    assert not [note for note in found["notes"] if note.startswith("not measured")]
+    assert sum("aten::" in note for note in found["notes"]) == len(decoded), "a profile each"
+    assert "synthetic" in found["facts"]["model"]
+    table = (tmp_path / "results" / "run.md").read_text()
+    assert table.count("| decode |") == len(decoded)
+
+
+def test_long_contexts_are_for_few_requests(monkeypatch, tmp_path):
+    monkeypatch.setattr(step, "LONG", 20)
+    flags = ["--batch", "1", "2", "--context", "16", "24", "--paths", "dense"]
+    found = run(monkeypatch, tmp_path, *flags)
+    points = [(row["context"], row["batch"]) for row in found["rows"]]
+    assert points == [(16, 1), (16, 2), (24, 1)]
+
+
+def test_what_there_is_no_time_for_is_said(monkeypatch, tmp_path):
+    flags = ["--batch", "1", "--context", "16", "--paths", "union", "dense", "--seconds", "0"]
+    found = run(monkeypatch, tmp_path, *flags)
+    assert found["rows"] == []
+    assert len(found["notes"]) == 2
+    assert all("batch 1, context 16: 0 s are over" in note for note in found["notes"])
+
+
+def test_a_path_that_fails_does_not_end_the_run(monkeypatch, tmp_path):
+    """Rows that were measured before are on disk already; those after it still come."""
+
+    class Fails:
+        def __init__(self, *_):
+            pass
+
+        def generate(self, batch, context):
+            raise torch.OutOfMemoryError("tried to allocate 4 PiB\nand more")
+
+        def continuous(self, batch, context):
+            return 0.5
+
+    monkeypatch.setattr(step, "Rival", Fails)
+    flags = ["--batch", "1", "--context", "16", "--paths", "dense", *rivals_of("--rivals")]
+    found = run(monkeypatch, tmp_path, *flags)
+    assert [(row["path"], row["ms"]) for row in found["rows"]][1:] == [("continuous", 500.0)]
+    (note,) = found["notes"]
+    assert "generate, batch 1, context 16: OutOfMemoryError: tried to allocate 4 PiB" in note
+    assert "and more" not in note
+
+
+def rivals_of(*flags: str) -> tuple[str, ...]:
+    return (*step.RIVALS, *flags)
+
+
+def test_rivals_run_only_when_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setattr(step, "Rival", None)
+    flags = ["--batch", "1", "--context", "16", "--paths", "dense", "generate"]
+    found = run(monkeypatch, tmp_path, *flags)
+    assert [row["path"] for row in found["rows"]] == ["dense"]
+
+
+def test_transformers_is_measured_by_the_distance_of_its_tokens(tmp_path):
+    """The model that it runs is the one that we are held against: same shape, same dtype."""
+    shapes.describe_named(tmp_path, "mistral-16m")
+    rival = rivals.Rival(tmp_path, CPU, torch.float32)
+    ours = load(tmp_path, CPU, torch.float32)
+    assert rival.model.num_parameters() == ours.num_parameters
+    assert 0 < rival.generate(2, 60) < 1
+
+
+def test_a_step_reads_what_a_hand_counts(tmp_path):
+    decoder = drawn(tmp_path, "turbosparse-mistral")
+    measured = decode.Step(decoder, 3, 20)
+    seen = measured.look()
+    layer = decoder.layers[0]
+    weights = [layer.attention.qkv.weight, layer.attention.out.weight, decoder.lm_head.weight]
+    weights += [layer.attention_norm.weight, layer.ffn_norm.weight, decoder.norm.weight]
+    other = 4 * sum(weight.numel() for weight in weights)
+    predictor = 4 * round(64 * 1260 / 4096) * (64 + 128)
+    neuron = 4 * 3 * 64
+    kv = 3 * 20 * 4 * 2 * 2 * 16  # requests, tokens, bytes, K and V, heads, head dim
+    assert measured.bytes(seen, skips=False) == other + predictor + 128 * neuron + kv
+    union = round(seen.union * 128)
+    assert measured.bytes(seen, skips=True) == other + predictor + union * neuron + kv
+
+
+def test_of_a_mixture_the_chosen_experts_are_read(tmp_path):
+    decoder = drawn(tmp_path, "turbosparse-mixtral")
+    one, many = decode.Step(decoder, 1, 20).look(), decode.Step(decoder, 64, 20).look()
+    assert (one.tokens, many.tokens) == (2, 128)
+    assert many.neuron_bytes == 4 * one.neuron_bytes == 8 * 128 * 4 * 3 * 64
+    assert many.predictor_bytes == 4 * one.predictor_bytes
+    assert one.union == one.active, "one token an expert"
+    dense = decode.Step(drawn(tmp_path / "d", "mixtral"), 1, 20).look()
+    assert (dense.neuron_bytes, dense.predictor_bytes) == (one.neuron_bytes, 0)
+
+
+def test_modes_run_the_same_step(tmp_path):
+    measured = decode.Step(drawn(tmp_path, "turbosparse-mistral"), 3, 20)
+    token, union, dense = (measured.runner(mode)() for mode in FfnMode)
+    torch.testing.assert_close(token, dense, atol=1e-4, rtol=0)
+    torch.testing.assert_close(union, dense, atol=1e-4, rtol=0)
+
+
+def test_the_reading_kernel_reads_everything():
+    pytest.importorskip("triton")
+    import roof_kernel
+
+    rows = torch.arange(3 * 2048, dtype=torch.float32).view(3, 2048) % 7
+    out = torch.empty(3)
+    roof_kernel.read_rows(rows, out)
+    torch.testing.assert_close(out, rows.sum(1))
+
+
+def test_a_cpu_has_a_roof():
+    assert 1e8 < roof.bandwidth(CPU) < 1e13
+
+
+def test_the_picture_shows_the_mode_that_serving_takes(tmp_path):
+    pytest.importorskip("matplotlib")
+
+    def row(path, batch, speed, *, chosen=False, context=512, what="decode"):
+        return {
+            "what": what,
+            "path": path,
+            "batch": batch,
+            "context": context,
+            "tokens_per_second": speed,
+            "chosen": chosen,
+        }
+
+    rows = [
+        row("token", 1, 500.0, chosen=True),
+        row("union", 1, 480.0),
+        row("masked", 8, 2000.0, chosen=True),
+        row("dense", 1, 224.0),
+        row("dense", 1, 999.0, context=4096),
+        row("engine", 1, 999.0, what="host gap"),
+    ]
+    assert plot.lines(rows, 512) == {"sparse": {1: 500.0, 8: 2000.0}, "dense": {1: 224.0}}
+    plot.draw(rows, "turbosparse-mistral-7b", "a title", 512, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
