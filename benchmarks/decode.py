@@ -1,5 +1,6 @@
 """Decode steps of our own model, without HTTP and without the engine's loop: one token for each of
-some requests of equal length, as the captured graph that the engine replays (on a CPU, eagerly).
+some requests of equal length, as the captured graph that the engine replays, or eagerly where there
+is none.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from turbosparse.engine.graphs import DecodeGraphs
+from turbosparse.engine import kv_cache
+from turbosparse.engine.graphs import DecodeGraphs, can_capture
 from turbosparse.models.attention import LayerCache
 from turbosparse.models.batch import FfnMode, ForwardBatch
 from turbosparse.models.decoder import Decoder
@@ -21,7 +23,7 @@ from turbosparse.models.sequence import random_ids
 from turbosparse.models.sparsity.ffn import SparseFFN
 from turbosparse.models.sparsity.policy import FfnPolicy
 
-PAGE_SIZE = 16
+PAGE_SIZE = 16  # the engine's
 WARM_UP, REPLAYS = 3, 30
 
 
@@ -42,31 +44,20 @@ class Step:
 
     def __init__(self, decoder: Decoder, size: int, context: int) -> None:
         self.decoder, self.size, self.context = decoder, size, context
-        like, shape, width = decoder.embedding, decoder.config, -(-context // PAGE_SIZE)
-        pages = (size * width, shape.num_kv_heads, PAGE_SIZE, shape.head_dim)
-        self.caches = [
-            LayerCache(*(like.new_empty(pages).normal_() for _ in range(2)))
-            for _ in range(shape.num_layers)
-        ]
-        tables = torch.randperm(size * width).view(size, width).int().to(like.device)
-        rows = torch.arange(size, device=like.device)
-        positions = torch.full((size,), context - 1, device=like.device)
-        self.batch = ForwardBatch(
-            token_ids=random_ids(decoder, size),
-            positions=positions,
-            slots=tables[rows, positions // PAGE_SIZE].long() * PAGE_SIZE + positions % PAGE_SIZE,
-            request_ids=rows,
-            page_tables=tables,
-            query_lens=(1,) * size,
-            context_lens=(context,) * size,
-            sample_at=rows,
-            ffn_mode=FfnMode.DENSE,
-        )
+        width = -(-context // PAGE_SIZE)
+        self.caches = caches(decoder, size * width)
+        for cache in self.caches:
+            cache.k.normal_()
+            cache.v.normal_()
+        tables = torch.randperm(size * width).view(size, width).int()
+        tables = tables.to(decoder.embedding.device)
+        ids = random_ids(decoder, size)
+        self.batch = decode_batch(ids, context - 1, tables, FfnMode.DENSE)
 
     def runner(self, mode: FfnMode) -> Callable[[], Tensor]:
         """A function that runs the step in this mode and returns its logits [size, vocab]."""
         batch = replace(self.batch, ffn_mode=mode)
-        if self.decoder.embedding.device.type != "cuda":
+        if not can_capture(self.decoder):
             return lambda: self.decoder(batch, self.caches)
         graphs = DecodeGraphs(
             self.decoder,
@@ -125,6 +116,30 @@ class Step:
         kv = self.size * self.context * decoder.config.kv_bytes_per_token * width
         neurons = seen.union_bytes if skips else seen.neuron_bytes
         return other + kv + seen.predictor_bytes + neurons
+
+
+def caches(decoder: Decoder, num_pages: int) -> list[LayerCache]:
+    """Empty pages for every layer."""
+    config = decoder.config
+    return kv_cache.allocate(
+        config, num_pages, PAGE_SIZE, decoder.embedding.device, decoder.embedding.dtype
+    )
+
+
+def decode_batch(ids: Tensor, position: int, tables: Tensor, mode: FfnMode) -> ForwardBatch:
+    """One token ids [B] for each request, all at the same position, on page tables [B, pages]."""
+    rows, (page, offset) = torch.arange(len(ids), device=ids.device), divmod(position, PAGE_SIZE)
+    return ForwardBatch(
+        token_ids=ids,
+        positions=torch.full_like(rows, position),
+        slots=tables[:, page].long() * PAGE_SIZE + offset,
+        request_ids=rows,
+        page_tables=tables,
+        query_lens=(1,) * len(ids),
+        context_lens=(position + 1,) * len(ids),
+        sample_at=rows,
+        ffn_mode=mode,
+    )
 
 
 def _look(ffn: nn.Module, x: Tensor, residual: Tensor) -> list[tuple[int, int, int, int, int]]:

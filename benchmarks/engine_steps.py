@@ -1,5 +1,6 @@
-"""The engine's own loop, without HTTP: time to the first token, speed of a prompt, and how long the
-device idles between two steps."""
+"""The engine's own loop, without HTTP: time to the first token, speed of a prompt, and what the
+loop adds to a bare step: sampling, inputs, and a device that waits for the host.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from itertools import count
 from pathlib import Path
 
 import torch
-from decode import PAGE_SIZE
+from decode import PAGE_SIZE, Step, median_seconds
 
 from turbosparse.engine.config import EngineConfig
 from turbosparse.engine.core import EngineCore
@@ -103,3 +104,11 @@ def decode_step_seconds(engine: Engine, context: int, num_steps: int) -> float:
     assert len(arrivals) == num_steps, (len(arrivals), num_steps)
     settled = arrivals[num_steps // 4 :]
     return (settled[-1] - settled[0]) / (len(settled) - 1)
+
+
+def bare_step_seconds(engine: Engine, context: int) -> float:
+    """The same step without the loop: the engine's own graph, replayed as fast as it goes."""
+    step, graphs = Step(engine.decoder, 1, context), engine.runner.graphs
+    if graphs is None:
+        return step.seconds(engine.runner.policy.mode_for(1))
+    return median_seconds(lambda: graphs.run(step.batch), engine.decoder.embedding.device)

@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from decode import PAGE_SIZE, caches, decode_batch
 from machine import facts, processor
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from turbosparse.models.attention import LayerCache
-from turbosparse.models.batch import FfnMode, ForwardBatch
+from turbosparse.models.batch import FfnMode
 from turbosparse.models.decoder import Decoder
 from turbosparse.models.load import DTYPES, load
 from turbosparse.models.sequence import observe, random_ids
@@ -70,15 +70,14 @@ class Divergence:
 @torch.inference_mode()
 def greedy(decoder: Decoder, prompts: Tensor, num_steps: int, mode: FfnMode) -> Said:
     """Decode [B, P] prompts together; they too go in token by token, in the mode that is tried."""
-    batch_size, length = prompts.shape
-    total, config, device = length + num_steps, decoder.config, prompts.device
-    shape = (batch_size, config.num_kv_heads, total, config.head_dim)  # one page a request
-    like = decoder.embedding
-    caches = [LayerCache(like.new_empty(shape), like.new_empty(shape)) for _ in decoder.layers]
-    rows = torch.arange(batch_size, device=device)
+    length = prompts.shape[1]
+    width = -(-(length + num_steps) // PAGE_SIZE)
+    pages = caches(decoder, len(prompts) * width)
+    tables = torch.arange(len(prompts) * width, dtype=torch.int32, device=prompts.device)
+    tables = tables.view(-1, width)
     tokens, best = prompts[:, 0], []
-    for place in range(total - 1):
-        logits = decoder(_step(rows, tokens, place, total, mode), caches)
+    for place in range(length + num_steps - 1):
+        logits = decoder(decode_batch(tokens, place, tables, mode), pages)
         if place + 1 < length:
             tokens = prompts[:, place + 1]
         else:
@@ -88,21 +87,6 @@ def greedy(decoder: Decoder, prompts: Tensor, num_steps: int, mode: FfnMode) -> 
     return Said(
         tokens=torch.stack([top.indices for top in best], 1).cpu(),
         logits=torch.stack([top.values for top in best], 1).cpu(),
-    )
-
-
-def _step(rows: Tensor, tokens: Tensor, place: int, total: int, mode: FfnMode) -> ForwardBatch:
-    size = len(rows)
-    return ForwardBatch(
-        token_ids=tokens,
-        positions=torch.full_like(rows, place),
-        slots=rows * total + place,
-        request_ids=rows,
-        page_tables=rows.int()[:, None],
-        query_lens=(1,) * size,
-        context_lens=(place + 1,) * size,
-        sample_at=rows,
-        ffn_mode=mode,
     )
 
 
@@ -187,15 +171,14 @@ def logit_difference(directory: Path, device: torch.device, num_tokens: int = 25
 
 def _decoded_logits(decoder: Decoder, ids: Tensor) -> Tensor:
     """The sequence's logits token by token, as decode steps in the sparse mode: [T, vocab]."""
-    like, config, total = decoder.embedding, decoder.config, len(ids)
-    shape = (1, config.num_kv_heads, total, config.head_dim)
-    caches = [LayerCache(like.new_empty(shape), like.new_empty(shape)) for _ in decoder.layers]
-    row = torch.zeros(1, dtype=torch.int64, device=ids.device)
-    steps = (
-        decoder(_step(row, ids[i : i + 1], i, total, FfnMode.UNION), caches)[0].cpu()
-        for i in range(total)
-    )
-    return torch.stack(list(steps))
+    num_pages = -(-len(ids) // PAGE_SIZE)
+    pages = caches(decoder, num_pages)
+    table = torch.arange(num_pages, dtype=torch.int32, device=ids.device)[None]
+    steps = [
+        decoder(decode_batch(ids[i : i + 1], i, table, FfnMode.UNION), pages)[0].cpu()
+        for i in range(len(ids))
+    ]
+    return torch.stack(steps)
 
 
 def arguments() -> argparse.Namespace:

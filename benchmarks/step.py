@@ -8,7 +8,7 @@ Paths: `token`, `union` and `masked` are the FFN modes of the sparse model (`mas
 neuron and applies the mask afterwards; `chosen` marks the one that serving takes), `dense` is the
 ordinary model of the same shape on our code, SiLU and no predictor; with --rivals `generate` and
 `continuous` are that model in transformers. `engine` adds a prompt's speed, the time to the first
-token, and the share of a step that the device idles in the engine's loop.
+token, and the share of a step that the engine's loop adds to the bare one.
 
 Weights are random, predictors planted: the figures are speed alone. A step is a captured graph of
 the whole model, logits too. The share of the roof is the bytes that a step must read over what a
@@ -34,7 +34,7 @@ from rivals import Rival
 from roof import PAPER_ROOF, bandwidth
 from rows import Report, Row
 
-from turbosparse.engine.graphs import decode_sizes
+from turbosparse.engine.graphs import can_capture, decode_sizes
 from turbosparse.models.batch import FfnMode
 from turbosparse.models.calibration import calibrate
 from turbosparse.models.load import DTYPES, load
@@ -150,8 +150,8 @@ def measure_sparse(run: Run, modes: list[str], engine: bool) -> None:
     else:
         started, decoder = None, load(directory, run.device, run.dtype).decoder
     sizes = decode_sizes(max(args.batch))
-    graphs = run.device.type == "cuda"
-    run.policy = calibrate(decoder, sizes[-1], sizes, graphs=graphs)
+    run.policy = calibrate(decoder, sizes[-1], sizes, graphs=can_capture(decoder))
+    run.report.note(calibration_table(run.policy))
     if started is not None:
         with run.guarded("engine"):
             measure_engine(run, started)
@@ -160,6 +160,15 @@ def measure_sparse(run: Run, modes: list[str], engine: bool) -> None:
         if modes and run.in_time(what):
             with run.guarded(what):
                 measure_step(run, Step(decoder, batch, context), modes)
+
+
+def calibration_table(policy: FfnPolicy) -> str:
+    """What serving chooses by."""
+    lines = ["one layer's FFN: tokens, microseconds by mode, chosen"]
+    for size, times in sorted(policy.seconds.items()):
+        each = " ".join(f"{mode} {seconds * 1e6:.1f}" for mode, seconds in times.items())
+        lines.append(f"{size:>4}  {each}  {policy.mode_for(size)}")
+    return "\n".join(lines)
 
 
 @torch.inference_mode()
@@ -212,12 +221,10 @@ def measure_engine(run: Run, engine: engine_steps.Engine) -> None:
     short = args.prompt // 4
     seconds = engine_steps.first_token_seconds(engine, short)
     add("first token", short, seconds, short, "launch to host")
-    mode = FfnMode(engine.info.ffn_modes[min(engine.info.ffn_modes)])
     looped = engine_steps.decode_step_seconds(engine, short, num_steps=short // 2)
-    bare = Step(engine.decoder, 1, short).seconds(mode)
+    bare = engine_steps.bare_step_seconds(engine, short)
     gap = max(0.0, 1 - bare / looped)
-    note = f"{gap:.1%} of a step idle: bare {mode} step {bare * 1e3:.3f} ms"
-    add("host gap", short, looped, 1, note)
+    add("host gap", short, looped, 1, f"{gap:.1%} beyond the bare step of {bare * 1e3:.3f} ms")
 
 
 def measure_rivals(run: Run, paths: list[str]) -> None:

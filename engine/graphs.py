@@ -28,6 +28,11 @@ class GraphKey:
     ffn_mode: FfnMode
 
 
+def can_capture(decoder: Decoder) -> bool:
+    """Not where launching is computing, nor where routing asks the host."""
+    return decoder.embedding.device.type == "cuda" and not decoder.config.num_experts
+
+
 def decode_sizes(max_tokens: int) -> tuple[int, ...]:
     """The sizes to which decode steps of up to `max_tokens` tokens are padded."""
     return SIZES[: bisect_left(SIZES, min(max_tokens, SIZES[-1])) + 1]

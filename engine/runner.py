@@ -28,7 +28,7 @@ from ..models.sparsity.policy import FfnPolicy
 from . import inputs, kv_cache, sampler, scoring
 from .config import EngineConfig
 from .crew import Crew
-from .graphs import DecodeGraphs, decode_sizes
+from .graphs import DecodeGraphs, can_capture, decode_sizes
 from .inputs import StepInputs
 from .logprobs import HostLogprobs
 from .messages import EngineInfo, FfnTiming, TokenLogprobs
@@ -238,18 +238,13 @@ def _graphs(
     max_pages: int,
 ) -> DecodeGraphs | None:
     """The captured decode steps, where they can be captured."""
-    if not _captures(model):
+    if not can_capture(model.decoder):
         return None
     graphs = DecodeGraphs(
         model.decoder, caches, policy, max_tokens=config.max_num_seqs, max_pages=max_pages
     )
     graphs.capture()
     return graphs
-
-
-def _captures(model: LoadedModel) -> bool:
-    """Decode steps are graphs, except where launching is computing, or routing asks the host."""
-    return model.decoder.embedding.device.type == "cuda" and not model.config.num_experts
 
 
 @torch.inference_mode()
@@ -276,7 +271,7 @@ def _crew(config: EngineConfig, model: LoadedModel) -> Crew:
 @torch.inference_mode()
 def _policy(config: EngineConfig, model: LoadedModel) -> FfnPolicy:
     if config.ffn_mode is None:
-        graphs = _captures(model)
+        graphs = can_capture(model.decoder)
         return calibration.calibrate(
             model.decoder,
             config.max_num_batched_tokens,

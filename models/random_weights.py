@@ -30,7 +30,7 @@ SAMPLES = 1024  # tokens on which a predictor's thresholds are planted
 SPREAD = 1.8
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def build(
     config: ModelConfig,
     recipe: Recipe,
