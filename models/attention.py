@@ -38,6 +38,5 @@ class Attention(nn.Module):
     ) -> Tensor:
         ops = self.ops
         qkv = ops.linear(x, self.qkv.weight)
-        q = ops.rotate_and_store(qkv, *rope, cache.k, cache.v, batch)
-        attended = ops.attend(q, cache.k, cache.v, batch, self.scale, self.window)
+        attended = ops.attention(qkv, *rope, cache.k, cache.v, batch, self.scale, self.window)
         return ops.linear(attended, self.out.weight)

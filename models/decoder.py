@@ -14,6 +14,8 @@ from .sparsity.ffn import DenseFFN, SparseFFN
 from .sparsity.moe import MoE
 from .sparsity.predictor import LowRankPredictor
 
+RANK_MULTIPLE = 128  # columns of a tile
+
 
 class DecoderLayer(nn.Module):
     """Attention and FFN around one residual stream.
@@ -89,9 +91,14 @@ class Decoder(nn.Module):
         self.rope: tuple[Tensor, Tensor] | None = None
 
     def prepare(self, device: torch.device, num_positions: int) -> None:
-        """Compute what no checkpoint stores: the rotary tables, up to `num_positions`."""
+        """Compute what no checkpoint stores: the rotary tables, up to `num_positions`, and on a GPU
+        weights laid out as its kernels read them."""
         cos, sin = rope_tables(self.config.rope, self.config.head_dim, num_positions)
         self.rope = cos.to(device), sin.to(device)
+        if device.type == "cuda":
+            for module in self.modules():
+                if isinstance(module, LowRankPredictor):
+                    module.widen(RANK_MULTIPLE)
 
     @property
     def num_positions(self) -> int:

@@ -80,6 +80,7 @@ def load(
     if predictors is not None:
         exact = divergence.baseline(decoder)
         threshold = _attach_predictors(decoder, predictors, device, dtype)
+        decoder.prepare(device, positions)
         measured = divergence.measure(decoder, exact)
         approximation = (
             f"separate predictors from {predictors.name} (threshold {threshold:g}); {measured}"

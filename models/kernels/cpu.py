@@ -124,6 +124,20 @@ def attend(
     return out
 
 
+def attention(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: ForwardBatch,
+    scale: float,
+    window: int | None,
+) -> Tensor:
+    q = rotate_and_store(qkv, cos, sin, k_cache, v_cache, batch)
+    return attend(q, k_cache, v_cache, batch, scale, window)
+
+
 def predict(residual: Tensor, fc1: Tensor, fc2: Tensor, threshold: float | Tensor) -> Tensor:
     (num_tokens, num_columns), (num_neurons, rank) = residual.shape, fc2.shape
     is_one = not isinstance(threshold, Tensor)

@@ -1,16 +1,20 @@
 # pyright: basic, reportArgumentType=false, reportCallIssue=false, reportMissingImports=false
-"""Triton: rotate and store keys and values; attend over pages for tokens that stand alone."""
+"""Triton: rotate queries and keys, store keys and values, and attend over pages: in one kernel where
+every token is a request's only one, as when decoding."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .gpu_launch import counters, overlap
 from .sizes import power_of_two
 
-MAX_SPLITS = 32
-TARGET_PROGRAMS = 264  # two for each of a Hopper's multiprocessors
+MAX_SPLITS = 16
+TARGET_PROGRAMS = 1024
 BLOCK = 64  # positions at a time
+LOG2_E = 1.4426950408889634
 
 
 @triton.jit
@@ -93,90 +97,136 @@ def rotate_and_store(
 
 
 @triton.jit
-def attend_kernel(
-    q_ptr,
+def _rotated(at, half, inside, cos, sin):
+    """Both halves of heads, rotated in fp32, in the type they are stored in."""
+    kind = at.dtype.element_ty
+    a = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(at + half, mask=inside, other=0.0).to(tl.float32)
+    return (a * cos - b * sin).to(kind), (b * cos + a * sin).to(kind)
+
+
+@triton.jit
+def decode_kernel(
+    qkv_ptr,
+    cos_ptr,
+    sin_ptr,
     k_ptr,
     v_ptr,
     positions_ptr,
+    slots_ptr,
     requests_ptr,
     tables_ptr,
     partial_ptr,
     sums_ptr,
+    counter_ptr,
+    out_ptr,
     scale,
-    num_heads,
     num_kv_heads,
     page_size,
-    head_dim,
     table_width,
     window,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
     GROUP: tl.constexpr,
+    HALF: tl.constexpr,
     DIM: tl.constexpr,
+    SPLITS: tl.constexpr,
     BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
+    PDL: tl.constexpr,
 ):
-    """One token's queries of one K/V head over one share of its positions.
-
-    Leaves the weighted sum of the values, the largest score and the sum of the weights.
-    """
+    """One token's HEADS queries of one K/V head over one share of its positions; the last program
+    of a head joins the shares. Who has the token's own position stores its key and value first."""
     t, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    num_splits = tl.num_programs(2)
+    half: tl.constexpr = HEAD_DIM // 2
+    g = tl.arange(0, GROUP)
+    h = tl.arange(0, HALF)
+    d = tl.arange(0, DIM)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
     position = tl.load(positions_ptr + t).to(tl.int32)
+    slot = tl.load(slots_ptr + t)
+    table = tables_ptr + tl.load(requests_ptr + t) * table_width
+    cos = tl.load(cos_ptr + position * half + h, mask=h < half, other=0.0)
+    sin = tl.load(sin_ptr + position * half + h, mask=h < half, other=0.0)
+
+    num_heads = num_kv_heads * HEADS
+    qkv = qkv_ptr + t.to(tl.int64) * (num_heads + 2 * num_kv_heads) * HEAD_DIM
+    queries = qkv + (kv_head * HEADS + g)[:, None] * HEAD_DIM + h[None, :]
+    whole_q = (g < HEADS)[:, None] & (h < half)[None, :]
+    q1, q2 = _rotated(queries, half, whole_q, cos[None, :], sin[None, :])
+
     first = tl.maximum(position + 1 - window, 0) // BLOCK
-    share = tl.cdiv(position // BLOCK + 1 - first, num_splits)
+    share = tl.cdiv(position // BLOCK + 1 - first, SPLITS)
     begin = first + split * share
     end = tl.minimum(begin + share, position // BLOCK + 1)
-    group = num_heads // num_kv_heads
-    g = tl.arange(0, GROUP)
-    d = tl.arange(0, DIM)
-    heads = t.to(tl.int64) * num_heads + kv_head * group + g
-    whole_q = (g[:, None] < group) & (d[None, :] < head_dim)
-    q = tl.load(q_ptr + heads[:, None] * head_dim + d[None, :], mask=whole_q, other=0.0)
-    table = tables_ptr + tl.load(requests_ptr + t) * table_width
+    if (begin < end) & (end == position // BLOCK + 1) & (slot >= 0):
+        row = (slot // page_size * num_kv_heads + kv_head) * page_size + slot % page_size
+        source = qkv + (num_heads + kv_head) * HEAD_DIM
+        k1, k2 = _rotated(source + h, half, h < half, cos, sin)
+        tl.store(k_ptr + row * HEAD_DIM + h, k1, mask=h < half)
+        tl.store(k_ptr + row * HEAD_DIM + half + h, k2, mask=h < half)
+        source += num_kv_heads * HEAD_DIM
+        value = tl.load(source + d, mask=d < HEAD_DIM, other=0.0)
+        tl.store(v_ptr + row * HEAD_DIM + d, value, mask=d < HEAD_DIM)
+        tl.debug_barrier()  # other threads of this program read them
+
     best = tl.full((GROUP,), float("-inf"), tl.float32)
     weight = tl.zeros((GROUP,), tl.float32)
     acc = tl.zeros((GROUP, DIM), tl.float32)
-    for block in range(begin, end):
+    for block in tl.range(begin, end, num_stages=STAGES):
         at = block * BLOCK + tl.arange(0, BLOCK)
-        visible = (at <= position) & (at > position - window)
         page = tl.load(table + at // page_size, mask=at <= position, other=0).to(tl.int64)
-        row = (page * num_kv_heads + kv_head) * page_size + at % page_size
-        place = row[:, None] * head_dim + d[None, :]
-        whole = visible[:, None] & (d[None, :] < head_dim)
-        k = tl.load(k_ptr + place, mask=whole, other=0.0)
-        v = tl.load(v_ptr + place, mask=whole, other=0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        scores = tl.where(visible[None, :], scores, float("-inf"))
+        row = ((page * num_kv_heads + kv_head) * page_size + at % page_size) * HEAD_DIM
+        seen = (at <= position) & (at > position - window)
+        keys = k_ptr + row[:, None] + h[None, :]
+        k1 = tl.load(keys, mask=seen[:, None] & (h < half)[None, :], other=0.0)
+        k2 = tl.load(keys + half, mask=seen[:, None] & (h < half)[None, :], other=0.0)
+        whole_v = seen[:, None] & (d < HEAD_DIM)[None, :]
+        v = tl.load(v_ptr + row[:, None] + d[None, :], mask=whole_v, other=0.0)
+        scores = tl.dot(q1, tl.trans(k1), input_precision="ieee")
+        scores = tl.dot(q2, tl.trans(k2), scores, input_precision="ieee") * scale
+        scores = tl.where(seen[None, :], scores, float("-inf"))
         new_best = tl.maximum(best, tl.max(scores, 1))
         safe = tl.where(new_best == float("-inf"), 0.0, new_best)
-        p = tl.exp(scores - safe[:, None])
-        shrink = tl.exp(best - safe)
+        p = tl.exp2(scores - safe[:, None])
+        shrink = tl.exp2(best - safe)
         weight = weight * shrink + tl.sum(p, 1)
         acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
         best = new_best
-    place = heads * num_splits + split
-    tl.store(partial_ptr + place[:, None] * head_dim + d[None, :], acc, mask=whole_q)
-    tl.store(sums_ptr + 2 * place, best, mask=g < group)
-    tl.store(sums_ptr + 2 * place + 1, weight, mask=g < group)
+
+    kind = out_ptr.dtype.element_ty
+    heads = t.to(tl.int64) * num_heads + kv_head * HEADS + g
+    if SPLITS == 1:
+        whole_out = (g < HEADS)[:, None] & (d < HEAD_DIM)[None, :]
+        out = (acc / weight[:, None]).to(kind)
+        tl.store(out_ptr + heads[:, None] * HEAD_DIM + d[None, :], out, mask=whole_out)
+    else:
+        place = heads * SPLITS + split
+        tl.store(partial_ptr + place[:, None] * DIM + d[None, :], acc, mask=(g < HEADS)[:, None])
+        tl.store(sums_ptr + 2 * place, best, mask=g < HEADS)
+        tl.store(sums_ptr + 2 * place + 1, weight, mask=g < HEADS)
+        tl.debug_barrier()
+        counter = counter_ptr + t * num_kv_heads + kv_head
+        if tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == SPLITS - 1:
+            tl.store(counter, 0)
+            s = tl.arange(0, SPLITS)
+            for i in tl.static_range(HEADS):
+                head = t.to(tl.int64) * num_heads + kv_head * HEADS + i
+                joined = _join(partial_ptr, sums_ptr, head * SPLITS + s, d, DIM)
+                out = out_ptr + head * HEAD_DIM + d
+                tl.store(out, joined.to(kind), mask=d < HEAD_DIM)
 
 
 @triton.jit
-def combine_kernel(
-    partial_ptr, sums_ptr, out_ptr, num_splits, head_dim, SPLITS: tl.constexpr, DIM: tl.constexpr
-):
-    """One head's shares joined."""
-    head = tl.program_id(0).to(tl.int64)
-    s = tl.arange(0, SPLITS)
-    d = tl.arange(0, DIM)
-    place = head * num_splits + s
-    best = tl.load(sums_ptr + 2 * place, mask=s < num_splits, other=float("-inf"))
-    weight = tl.load(sums_ptr + 2 * place + 1, mask=s < num_splits, other=0.0)
-    factor = tl.exp(best - tl.max(best, 0))
-    parts = tl.load(
-        partial_ptr + place[:, None] * head_dim + d[None, :],
-        mask=(s[:, None] < num_splits) & (d[None, :] < head_dim),
-        other=0.0,
-    )
-    out = tl.sum(parts * factor[:, None], 0) / tl.sum(weight * factor, 0)
-    tl.store(out_ptr + head * head_dim + d, out.to(out_ptr.dtype.element_ty), mask=d < head_dim)
+def _join(partial_ptr, sums_ptr, place, d, DIM: tl.constexpr):
+    """One head's shares of the softmax as one."""
+    best = tl.load(sums_ptr + 2 * place, cache_modifier=".cg")
+    weight = tl.load(sums_ptr + 2 * place + 1, cache_modifier=".cg")
+    factor = tl.exp2(best - tl.max(best, 0))
+    parts = tl.load(partial_ptr + place[:, None] * DIM + d[None, :], cache_modifier=".cg")
+    return tl.sum(parts * factor[:, None], 0) / tl.sum(weight * factor, 0)
 
 
 def num_splits_for(num_tokens: int, num_kv_heads: int) -> int:
@@ -185,55 +235,57 @@ def num_splits_for(num_tokens: int, num_kv_heads: int) -> int:
     return min(MAX_SPLITS, power_of_two(wanted + 1) // 2)
 
 
-def attend(
-    q: Tensor,
+def decode(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
     positions: Tensor,
+    slots: Tensor,
     request_ids: Tensor,
     page_tables: Tensor,
     scale: float,
     window: int | None,
 ) -> Tensor:
-    """`reference.attend`, each token by itself: right for any batch, fast where T is about B."""
-    num_tokens, num_heads, head_dim = q.shape
-    _, num_kv_heads, page_size, _ = k_cache.shape
-    num_splits = num_splits_for(num_tokens, num_kv_heads)
-    shape = (num_tokens, num_heads, num_splits)
-    partial = torch.empty(*shape, head_dim, dtype=torch.float32, device=q.device)
-    sums = torch.empty(*shape, 2, dtype=torch.float32, device=q.device)
-    out = torch.empty(num_tokens, num_heads * head_dim, dtype=q.dtype, device=q.device)
+    """`reference.attention` for a step with one token of each request."""
+    num_tokens, device = qkv.shape[0], qkv.device
+    _, num_kv_heads, page_size, head_dim = k_cache.shape
+    num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
+    splits = num_splits_for(num_tokens, num_kv_heads)
     dim = max(16, power_of_two(head_dim))
-    attend_kernel[(num_tokens, num_kv_heads, num_splits)](
-        q,
+    places = num_tokens * num_heads * splits
+    partial = torch.empty(places, dim, dtype=torch.float32, device=device)
+    sums = torch.empty(places, 2, dtype=torch.float32, device=device)
+    out = torch.empty(num_tokens, num_heads * head_dim, dtype=qkv.dtype, device=device)
+    decode_kernel[(num_tokens, num_kv_heads, splits)](
+        qkv,
+        cos,
+        sin,
         k_cache,
         v_cache,
         positions,
+        slots,
         request_ids,
         page_tables,
         partial,
         sums,
-        scale,
-        num_heads,
+        counters(device),
+        out,
+        scale * LOG2_E,
         num_kv_heads,
         page_size,
-        head_dim,
         page_tables.stride(0),
         2**30 if window is None else window,
+        HEADS=num_heads // num_kv_heads,
+        HEAD_DIM=head_dim,
         GROUP=max(16, power_of_two(num_heads // num_kv_heads)),
+        HALF=max(16, power_of_two(head_dim // 2)),
         DIM=dim,
+        SPLITS=splits,
         BLOCK=BLOCK,
+        STAGES=2,
         num_warps=4,
-        num_stages=3 if q.element_size() == 2 else 2,
-    )
-    combine_kernel[(num_tokens * num_heads,)](
-        partial,
-        sums,
-        out,
-        num_splits,
-        head_dim,
-        SPLITS=power_of_two(num_splits),
-        DIM=dim,
-        num_warps=1,
+        **overlap(device),
     )
     return out

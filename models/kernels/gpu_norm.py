@@ -5,7 +5,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .gpu_launch import overlap
 from .sizes import power_of_two
 
 
@@ -21,11 +23,17 @@ def norm_kernel(
     hidden,
     ADD: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One token; rounds to the storage type where the reference does."""
     at = tl.program_id(0).to(tl.int64) * hidden + tl.arange(0, BLOCK)
     inside = tl.arange(0, BLOCK) < hidden
     kind = normed_ptr.dtype.element_ty
+    if PDL:
+        gdc_launch_dependents()
+    weight = tl.load(weight_ptr + tl.arange(0, BLOCK), mask=inside, other=0.0).to(tl.float32)
+    if PDL:
+        gdc_wait()
     x = tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if ADD:
         x += (
@@ -37,7 +45,6 @@ def norm_kernel(
         tl.store(sum_ptr + at, rounded, mask=inside)
         x = rounded.to(tl.float32)
     factor = tl.rsqrt(tl.sum(x * x, 0) / hidden + eps)
-    weight = tl.load(weight_ptr + tl.arange(0, BLOCK), mask=inside, other=0.0).to(tl.float32)
     normed = (x * factor).to(kind).to(tl.float32) * weight
     tl.store(normed_ptr + at, normed.to(kind), mask=inside)
 
@@ -81,4 +88,5 @@ def _launch(
         ADD=add,
         BLOCK=power_of_two(hidden),
         num_warps=8 if hidden > 1024 else 2,
+        **overlap(residual.device),
     )

@@ -1,159 +1,56 @@
-# pyright: basic, reportArgumentType=false, reportCallIssue=false, reportMissingImports=false
-"""Triton: a low-rank predictor for few tokens. Scores are accumulated in fp32, row by row in one
-order, so that a score near zero falls on the same side whoever else is in the batch."""
+"""Which neurons a token keeps, on a GPU: by a low-rank predictor, or by the gate itself.
 
+Scores are added up in fp32, so that one near zero falls on the same side whoever else is in the
+batch, but for rounding of the hidden layer.
+"""
+
+from __future__ import annotations
+
+import numpy as np
 import torch
-import triton
-import triton.language as tl
+import torch.nn.functional as F
 from torch import Tensor
 
-from .sizes import ceil_div, power_of_two
-
-MAX_ROWS = 4  # tokens up to which a row is multiplied elementwise; beyond, on tensor cores
-MAX_TOKENS = 64  # beyond, cuBLAS
-
-
-@triton.jit
-def rows_kernel(
-    x_ptr,
-    weight_ptr,
-    out_ptr,
-    num_tokens,
-    num_rows,
-    width,
-    threshold,
-    SCORES: tl.constexpr,
-    TOKENS: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """relu(x @ weight.T), or where it exceeds the threshold: -> [T, rows]."""
-    t = tl.arange(0, TOKENS)
-    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    k = tl.arange(0, BLOCK_K)
-    acc = tl.zeros((TOKENS, BLOCK_N, BLOCK_K), tl.float32)
-    for start in range(0, width, BLOCK_K):
-        at = start + k
-        x = tl.load(
-            x_ptr + t[:, None] * width + at[None, :],
-            mask=(t[:, None] < num_tokens) & (at[None, :] < width),
-            other=0.0,
-        )
-        w = tl.load(
-            weight_ptr + rows.to(tl.int64)[:, None] * width + at[None, :],
-            mask=(rows[:, None] < num_rows) & (at[None, :] < width),
-            other=0.0,
-        )
-        acc += x.to(tl.float32)[:, None, :] * w.to(tl.float32)[None, :, :]
-    score = tl.sum(acc, 2)
-    inside = (t[:, None] < num_tokens) & (rows[None, :] < num_rows)
-    place = out_ptr + t[:, None] * num_rows + rows[None, :]
-    if SCORES:
-        tl.store(place, (score > threshold).to(tl.uint8), mask=inside)
-    else:
-        tl.store(place, tl.maximum(score, 0.0), mask=inside)
+from ..config import Activation
+from . import gpu_linear
+from .gpu_linear import Epilogue
 
 
-@triton.jit
-def dots_kernel(
-    x_ptr,
-    weight_ptr,
-    out_ptr,
-    num_tokens,
-    num_rows,
-    width,
-    threshold,
-    SCORES: tl.constexpr,
-    SPLIT: tl.constexpr,
-    TOKENS: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """The same on tensor cores. With SPLIT, x is fp32 and is multiplied in two 16-bit parts, which
-    keep 16 bits of its mantissa."""
-    t = tl.arange(0, TOKENS)
-    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    k = tl.arange(0, BLOCK_K)
-    acc = tl.zeros((TOKENS, BLOCK_N), tl.float32)
-    for start in range(0, width, BLOCK_K):
-        at = start + k
-        x = tl.load(
-            x_ptr + t[:, None] * width + at[None, :],
-            mask=(t[:, None] < num_tokens) & (at[None, :] < width),
-            other=0.0,
-        )
-        w = tl.load(
-            weight_ptr + rows.to(tl.int64)[:, None] * width + at[None, :],
-            mask=(rows[:, None] < num_rows) & (at[None, :] < width),
-            other=0.0,
-        )
-        if SPLIT:
-            high = x.to(w.dtype)
-            low = (x - high.to(tl.float32)).to(w.dtype)
-            acc = tl.dot(low, tl.trans(w), acc, input_precision="ieee")
-            acc = tl.dot(high, tl.trans(w), acc, input_precision="ieee")
-        else:
-            acc = tl.dot(x, tl.trans(w), acc, input_precision="ieee")
-    inside = (t[:, None] < num_tokens) & (rows[None, :] < num_rows)
-    place = out_ptr + t[:, None] * num_rows + rows[None, :]
-    if SCORES:
-        tl.store(place, (acc > threshold).to(tl.uint8), mask=inside)
-    else:
-        tl.store(place, tl.maximum(acc, 0.0), mask=inside)
-
-
-def predict(residual: Tensor, fc1: Tensor, fc2: Tensor, threshold: float) -> Tensor:
-    """`reference.predict` for at most MAX_TOKENS tokens."""
-    num_tokens, rank, num_neurons = residual.shape[0], fc1.shape[0], fc2.shape[0]
-    hidden = torch.empty(num_tokens, rank, dtype=torch.float32, device=residual.device)
-    mask = torch.empty(num_tokens, num_neurons, dtype=torch.uint8, device=residual.device)
-    _multiply(residual, fc1, hidden, threshold, scores=False)
-    _multiply(hidden, fc2, mask, threshold, scores=True)
+def predict(
+    residual: Tensor,
+    fc1: Tensor,
+    fc2: Tensor,
+    threshold: float | Tensor,
+    routing: Tensor | None = None,
+) -> Tensor:
+    """`reference.predict`. With routing [T, E] float32: E experts' predictors one after the other,
+    fc1 [E * r, hidden], fc2 [E * N, r] -> [T, E * N]; of an expert to whom no token was sent
+    nothing is written."""
+    num_tokens, device = residual.shape[0], residual.device
+    if isinstance(threshold, Tensor) or not gpu_linear.fits(residual, fc1):
+        return _predict_many(residual, fc1, fc2, threshold)
+    hidden = torch.empty(num_tokens, fc1.shape[0], dtype=residual.dtype, device=device)
+    mask = torch.empty(num_tokens, fc2.shape[0], dtype=torch.uint8, device=device)
+    gpu_linear.multiply(residual, fc1, hidden, Epilogue.RELU, routing=routing)
+    per_expert = routing is not None
+    gpu_linear.multiply(hidden, fc2, mask, Epilogue.MASK, threshold, routing, per_expert=per_expert)
     return mask.view(torch.bool)
 
 
-def _multiply(x: Tensor, weight: Tensor, out: Tensor, threshold: float, *, scores: bool) -> None:
-    num_tokens, (num_rows, width) = x.shape[0], weight.shape
-    sizes = (num_tokens, num_rows, width, threshold)
-    if num_tokens <= MAX_ROWS:
-        tokens = power_of_two(num_tokens)
-        block = max(2, 8 // tokens) if scores else max(1, 4 // tokens)
-        rows_kernel[(ceil_div(num_rows, block),)](
-            x,
-            weight,
-            out,
-            *sizes,
-            SCORES=scores,
-            TOKENS=tokens,
-            BLOCK_N=block,
-            BLOCK_K=512,
-            num_warps=4,
-        )
-    else:
-        tokens = power_of_two(max(16, num_tokens))
-        dots_kernel[(ceil_div(num_rows, 16),)](
-            x,
-            weight,
-            out,
-            *sizes,
-            SCORES=scores,
-            SPLIT=x.dtype != weight.dtype,
-            TOKENS=tokens,
-            BLOCK_N=16,
-            BLOCK_K=min(256, 16384 // tokens // x.element_size()),
-            num_warps=4,
-        )
+def _predict_many(residual: Tensor, fc1: Tensor, fc2: Tensor, threshold: float | Tensor) -> Tensor:
+    """On cuBLAS. Rounding to 16 bits leaves a score on its side of zero, not of another number."""
+    hidden = F.linear(residual, fc1).relu_()
+    if isinstance(threshold, Tensor):
+        threshold = threshold[:, None]
+    elif threshold == 0.0 or residual.dtype == torch.float32:
+        return F.linear(hidden, fc2) > threshold
+    return torch.mm(hidden, fc2.T, out_dtype=torch.float32) > threshold
 
 
-def predict_many(residual: Tensor, fc1: Tensor, fc2: Tensor, threshold: float | Tensor) -> Tensor:
-    """The same on cuBLAS, for many tokens: 16-bit products added in fp32.
-
-    The hidden layer, fp32, is split as in `dots_kernel`.
-    """
-    if residual.dtype == torch.float32:
-        return ((residual @ fc1.T).relu() @ fc2.T) > threshold
-    hidden = torch.mm(residual, fc1.T, out_dtype=torch.float32).relu()
-    high = hidden.to(residual.dtype)
-    low = (hidden - high.float()).to(residual.dtype)
-    scores = torch.mm(high, fc2.T, out_dtype=torch.float32)
-    return scores + torch.mm(low, fc2.T, out_dtype=torch.float32) > threshold
+def opened(x: Tensor, gate: Tensor, activation: Activation, threshold: float) -> Tensor:
+    """The neurons whose gate is not shut, [T, N] bool; gate [N, hidden] of any row stride."""
+    mask = torch.empty(x.shape[0], gate.shape[0], dtype=torch.uint8, device=x.device)
+    bound = 0.0
+    if activation is Activation.FATRELU:  # open at the threshold, where `>` is still shut
+        bound = float(np.nextafter(np.float32(threshold), -np.inf, dtype=np.float32))
+    return gpu_linear.multiply(x, gate, mask, Epilogue.MASK, bound).view(torch.bool)

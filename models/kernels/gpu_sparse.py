@@ -1,9 +1,10 @@
 # pyright: basic, reportArgumentType=false, reportCallIssue=false, reportMissingImports=false
-"""Triton: the sparse FFN. List the neurons that any token keeps, compute their values, add up
-their output rows.
+"""Triton: the sparse FFN. One token's kept neurons are listed, and their rows read one by one; the
+neurons of a few tokens stay in their order, and rows that no token keeps are not loaded.
 
-Deterministic: neurons are listed in order, and partial sums are added in a fixed one. Nothing here
-asks the host how many neurons there are.
+Deterministic: partial sums are added in one order. Nothing here asks the host how many neurons
+there are. Experts' neurons lie one after the other and are one long layer: who was sent no token
+keeps none.
 """
 
 from dataclasses import dataclass
@@ -12,37 +13,16 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..config import Activation
-from .sizes import ceil_div, power_of_two
+from .gpu_launch import counters, overlap
+from .sizes import ceil_div, power_of_two, power_of_two_in
 
-SEGMENT = 64  # neurons that one program lists
-MAX_ROWS = 1  # tokens up to which a row is multiplied elementwise; beyond, on tensor cores
 MAX_TOKENS = 64  # beyond, nearly every neuron is kept by some token
-MAX_PROGRAMS = 528  # four for each of a Hopper's multiprocessors
-
-
-@triton.jit
-def list_kernel(mask_ptr, list_ptr, count_ptr, num_tokens, num_neurons, SEGMENT: tl.constexpr):
-    """One segment's kept neurons, in order, and how many they are."""
-    segment = tl.program_id(0)
-    neurons = segment * SEGMENT + tl.arange(0, SEGMENT)
-    inside = neurons < num_neurons
-    kept = tl.zeros((SEGMENT,), tl.int32)
-    for t in range(num_tokens):
-        kept |= tl.load(mask_ptr + t * num_neurons + neurons, mask=inside, other=0).to(tl.int32)
-    place = tl.cumsum(kept, 0) - kept
-    tl.store(list_ptr + segment * SEGMENT + place, neurons, mask=kept != 0)
-    tl.store(count_ptr + segment, tl.sum(kept, 0))
-
-
-@triton.jit
-def listed(list_ptr, counts, ends, places, SEGMENT: tl.constexpr):
-    """The neurons at these places of all segments' lists joined; `ends` cumulates `counts`."""
-    segment = tl.sum((ends[None, :] <= places[:, None]).to(tl.int32), 1)
-    start = tl.sum(tl.where(ends[None, :] <= places[:, None], counts[None, :], 0), 1)
-    inside = places < tl.sum(counts, 0)
-    return tl.load(list_ptr + segment * SEGMENT + places - start, mask=inside, other=0), inside
+BLOCK = 1024  # neurons that one program lists
+PROGRAMS = 132  # that share the neurons of one token: one for each of a Hopper's multiprocessors
+NEURONS = 64  # of a tile
 
 
 @triton.jit
@@ -59,139 +39,239 @@ def activate(gate, up, threshold, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
+def list_kernel(
+    mask_ptr,
+    routing_ptr,
+    list_ptr,
+    total_ptr,
+    num_neurons,
+    ALL: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROUTED: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """One token's kept neurons in order, and how many they are. A program lists one block of one
+    expert, and counts what comes before it."""
+    block, expert = tl.program_id(0), tl.program_id(1)
+    a = tl.arange(0, ALL)
+    n = block * BLOCK + tl.arange(0, BLOCK)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    before = 0
+    routed = True
+    if ROUTED:
+        for other in range(expert):
+            sent = tl.load(routing_ptr + other) != 0
+            there = tl.load(
+                mask_ptr + other * num_neurons + a, mask=(a < num_neurons) & sent, other=0
+            )
+            before += tl.sum(there.to(tl.int32), 0)
+        routed = tl.load(routing_ptr + expert) != 0
+    mask_ptr += expert * num_neurons
+    earlier = tl.load(mask_ptr + a, mask=(a < block * BLOCK) & routed, other=0)
+    before += tl.sum(earlier.to(tl.int32), 0)
+    kept = tl.load(mask_ptr + n, mask=(n < num_neurons) & routed, other=0).to(tl.int32)
+    place = before + tl.cumsum(kept, 0) - kept
+    tl.store(list_ptr + place, expert * num_neurons + n, mask=kept != 0)
+    if (block == tl.num_programs(0) - 1) & (expert == tl.num_programs(1) - 1):
+        tl.store(total_ptr, before + tl.sum(kept, 0))
+
+
+@triton.jit
+def one_kernel(
+    x_ptr,
+    gate_up_ptr,
+    down_ptr,
+    routing_ptr,
+    list_ptr,
+    total_ptr,
+    partial_ptr,
+    threshold,
+    num_neurons,
+    HIDDEN: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    STAGES: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    ROUTED: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """One token: a share of the listed neurons, their values and the sum of their output rows."""
+    k = tl.arange(0, WIDTH)
+    inside = k < HIDDEN
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    total = tl.load(total_ptr)
+    x = tl.load(x_ptr + k, mask=inside, other=0.0).to(tl.float32)
+    kind = x_ptr.dtype.element_ty
+    out = tl.zeros((WIDTH,), tl.float32)
+    blocks = tl.cdiv(total, BLOCK_N)
+    for block in tl.range(tl.program_id(0), blocks, tl.num_programs(0), num_stages=STAGES):
+        places = block * BLOCK_N + tl.arange(0, BLOCK_N)
+        neurons = tl.load(list_ptr + places, mask=places < total, other=0)
+        whole = (places < total)[:, None] & inside[None, :]
+        row = gate_up_ptr + neurons.to(tl.int64)[:, None] * (2 * HIDDEN) + k[None, :]
+        gate = tl.load(row, mask=whole, other=0.0).to(tl.float32)
+        up = tl.load(row + HIDDEN, mask=whole, other=0.0).to(tl.float32)
+        row = down_ptr + neurons.to(tl.int64)[:, None] * HIDDEN + k[None, :]
+        down = tl.load(row, mask=whole, other=0.0).to(tl.float32)
+        gate = tl.sum(gate * x[None, :], 1)
+        up = tl.sum(up * x[None, :], 1)
+        value = activate(gate, up, threshold, ACTIVATION).to(kind).to(tl.float32)
+        if ROUTED:
+            value *= tl.load(routing_ptr + neurons // num_neurons)
+        out += tl.sum(value[:, None] * down, 0)
+    tl.store(partial_ptr + tl.program_id(0) * HIDDEN + k, out, mask=inside)
+
+
+@triton.jit
+def sum_kernel(
+    partial_ptr,
+    out_ptr,
+    num_parts,
+    HIDDEN: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """The partial sums, added in one order."""
+    column = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    part = tl.arange(0, PARTS)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    parts = tl.load(
+        partial_ptr + part[:, None] * HIDDEN + column[None, :],
+        mask=(part < num_parts)[:, None] & (column < HIDDEN)[None, :],
+        other=0.0,
+    )
+    out = tl.sum(parts, 0).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + column, out, mask=column < HIDDEN)
+
+
+@triton.jit
 def values_kernel(
     x_ptr,
     gate_up_ptr,
     mask_ptr,
-    list_ptr,
-    count_ptr,
+    routing_ptr,
     values_ptr,
+    any_ptr,
+    threshold,
     num_tokens,
     num_neurons,
-    hidden,
-    num_segments,
-    threshold,
-    ACTIVATION: tl.constexpr,
+    total,
+    HIDDEN: tl.constexpr,
+    EXPERTS: tl.constexpr,
     TOKENS: tl.constexpr,
-    USE_DOT: tl.constexpr,
-    SEGMENT: tl.constexpr,
-    SEGMENTS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    ROUTED: tl.constexpr,
+    PDL: tl.constexpr,
 ):
-    """Every listed neuron's value for every token, zero where that token's mask says so."""
-    of_segment = tl.arange(0, SEGMENTS)
-    counts = tl.load(count_ptr + of_segment, mask=of_segment < num_segments, other=0)
-    ends = tl.cumsum(counts, 0)
-    total = tl.sum(counts, 0)
-    t = tl.arange(0, TOKENS)
+    """The values of a tile of neurons for a few tokens, [neurons, TOKENS], zero where a token's mask
+    says so; and whether any token keeps a neuron."""
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
-    for block in range(tl.program_id(0), tl.cdiv(total, BLOCK_N), tl.num_programs(0)):
-        places = block * BLOCK_N + tl.arange(0, BLOCK_N)
-        neurons, inside = listed(list_ptr, counts, ends, places, SEGMENT)
-        row = gate_up_ptr + neurons.to(tl.int64)[:, None] * (2 * hidden)
-        if USE_DOT:
-            gate = tl.zeros((TOKENS, BLOCK_N), tl.float32)
-            up = tl.zeros((TOKENS, BLOCK_N), tl.float32)
-        else:
-            gate = tl.zeros((TOKENS, BLOCK_N, BLOCK_K), tl.float32)
-            up = tl.zeros((TOKENS, BLOCK_N, BLOCK_K), tl.float32)
-        for start in range(0, hidden, BLOCK_K):
-            at = start + k
-            x = tl.load(
-                x_ptr + t[:, None] * hidden + at[None, :],
-                mask=(t[:, None] < num_tokens) & (at[None, :] < hidden),
-                other=0.0,
-            )
-            whole = inside[:, None] & (at[None, :] < hidden)
-            g = tl.load(row + at[None, :], mask=whole, other=0.0)
-            u = tl.load(row + hidden + at[None, :], mask=whole, other=0.0)
-            if USE_DOT:
-                gate = tl.dot(x, tl.trans(g), gate, input_precision="ieee")
-                up = tl.dot(x, tl.trans(u), up, input_precision="ieee")
-            else:
-                x32 = x.to(tl.float32)[:, None, :]
-                gate += x32 * g.to(tl.float32)[None, :, :]
-                up += x32 * u.to(tl.float32)[None, :, :]
-        if not USE_DOT:
-            gate = tl.sum(gate, 2)
-            up = tl.sum(up, 2)
-        kept = tl.load(
-            mask_ptr + t[:, None] * num_neurons + neurons[None, :],
-            mask=(t[:, None] < num_tokens) & inside[None, :],
-            other=0,
+    t = tl.arange(0, TOKENS)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    there = (t < num_tokens)[None, :] & (n < total)[:, None]
+    if ROUTED:
+        expert = tl.program_id(0) * BLOCK_N // num_neurons
+        sent = tl.load(routing_ptr + t * EXPERTS + expert, mask=t < num_tokens, other=0.0)
+        there = there & (sent != 0)[None, :]
+    place = t.to(tl.int64)[None, :] * total + n[:, None]
+    kept = tl.load(mask_ptr + place, mask=there, other=0).to(tl.int32)
+    any_token = tl.max(kept, 1)
+    tl.store(any_ptr + n, any_token, mask=n < total)
+    if tl.max(any_token, 0) == 0:
+        return
+    wanted = (any_token != 0)[:, None]
+    row = gate_up_ptr + n.to(tl.int64)[:, None] * (2 * HIDDEN)
+    gate = tl.zeros((BLOCK_N, TOKENS), tl.float32)
+    up = tl.zeros((BLOCK_N, TOKENS), tl.float32)
+    for start in tl.range(0, HIDDEN, BLOCK_K, num_stages=STAGES):
+        at = start + k
+        g = tl.load(row + at[None, :], mask=wanted, other=0.0)
+        u = tl.load(row + HIDDEN + at[None, :], mask=wanted, other=0.0)
+        x = tl.load(
+            x_ptr + t[None, :] * HIDDEN + at[:, None], mask=(t < num_tokens)[None, :], other=0.0
         )
-        value = tl.where(kept != 0, activate(gate, up, threshold, ACTIVATION), 0.0)
-        tl.store(
-            values_ptr + t[:, None] * num_neurons + places[None, :],
-            value.to(values_ptr.dtype.element_ty),
-            mask=(t[:, None] < num_tokens) & inside[None, :],
-        )
+        gate = tl.dot(g, x, gate, input_precision="ieee")
+        up = tl.dot(u, x, up, input_precision="ieee")
+    value = tl.where(kept != 0, activate(gate, up, threshold, ACTIVATION), 0.0)
+    if ROUTED:
+        value *= sent[None, :]
+    out = values_ptr + n.to(tl.int64)[:, None] * TOKENS + t[None, :]
+    tl.store(out, value.to(values_ptr.dtype.element_ty), mask=(n < total)[:, None])
 
 
 @triton.jit
 def down_kernel(
     values_ptr,
     down_ptr,
-    list_ptr,
-    count_ptr,
+    any_ptr,
     partial_ptr,
+    counter_ptr,
+    out_ptr,
     num_tokens,
-    num_neurons,
-    hidden,
-    num_segments,
+    total,
+    HIDDEN: tl.constexpr,
+    SPLITS: tl.constexpr,
     TOKENS: tl.constexpr,
-    USE_DOT: tl.constexpr,
-    SEGMENT: tl.constexpr,
-    SEGMENTS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    STAGES: tl.constexpr,
+    PDL: tl.constexpr,
 ):
-    """One share of the listed rows, weighted and summed, for one block of output columns."""
-    of_segment = tl.arange(0, SEGMENTS)
-    counts = tl.load(count_ptr + of_segment, mask=of_segment < num_segments, other=0)
-    ends = tl.cumsum(counts, 0)
-    total = tl.sum(counts, 0)
-    t = tl.arange(0, TOKENS)
-    column = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    """A share of the neurons' output rows, weighted and summed, for a block of columns; the last
+    program of a block adds the shares."""
+    c = tl.arange(0, BLOCK_C)
+    column = tl.program_id(0) * BLOCK_C + c
     split = tl.program_id(1)
-    acc = tl.zeros((TOKENS, BLOCK_C), tl.float32)
-    for block in range(split, tl.cdiv(total, BLOCK_N), tl.num_programs(1)):
-        places = block * BLOCK_N + tl.arange(0, BLOCK_N)
-        neurons, inside = listed(list_ptr, counts, ends, places, SEGMENT)
+    t = tl.arange(0, TOKENS)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    acc = tl.zeros((BLOCK_C, TOKENS), tl.float32)
+    for block in tl.range(split, tl.cdiv(total, BLOCK_N), SPLITS, num_stages=STAGES):
+        n = block * BLOCK_N + tl.arange(0, BLOCK_N)
+        wanted = tl.load(any_ptr + n, mask=n < total, other=0) != 0
+        values = tl.load(
+            values_ptr + n.to(tl.int64)[:, None] * TOKENS + t[None, :],
+            mask=wanted[:, None],
+            other=0.0,
+        )
         rows = tl.load(
-            down_ptr + neurons.to(tl.int64)[:, None] * hidden + column[None, :],
-            mask=inside[:, None] & (column[None, :] < hidden),
+            down_ptr + n.to(tl.int64)[:, None] * HIDDEN + column[None, :],
+            mask=wanted[:, None] & (column < HIDDEN)[None, :],
             other=0.0,
         )
-        value = tl.load(
-            values_ptr + t[:, None] * num_neurons + places[None, :],
-            mask=(t[:, None] < num_tokens) & inside[None, :],
-            other=0.0,
+        acc = tl.dot(tl.trans(rows), values, acc, input_precision="ieee")
+    last = True
+    if SPLITS > 1:
+        place = (
+            partial_ptr + (tl.program_id(0) * SPLITS * BLOCK_C + c[:, None]) * TOKENS + t[None, :]
         )
-        if USE_DOT:
-            acc = tl.dot(value, rows, acc, input_precision="ieee")
-        else:
-            product = value.to(tl.float32)[:, :, None] * rows.to(tl.float32)[None, :, :]
-            acc += tl.sum(product, 1)
-    tl.store(
-        partial_ptr + (split * num_tokens + t[:, None]) * hidden + column[None, :],
-        acc,
-        mask=(t[:, None] < num_tokens) & (column[None, :] < hidden),
-    )
-
-
-@triton.jit
-def sum_kernel(partial_ptr, out_ptr, num_elements, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
-    """The partial sums, added in one order."""
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    split = tl.arange(0, SPLITS)
-    parts = tl.load(
-        partial_ptr + split[:, None] * num_elements + at[None, :],
-        mask=at[None, :] < num_elements,
-        other=0.0,
-    )
-    tl.store(out_ptr + at, tl.sum(parts, 0).to(out_ptr.dtype.element_ty), mask=at < num_elements)
+        tl.store(place + split * BLOCK_C * TOKENS, acc)
+        tl.debug_barrier()
+        counter = counter_ptr + tl.program_id(0)
+        last = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == SPLITS - 1
+    if last:
+        if SPLITS > 1:
+            tl.store(counter, 0)
+            acc = tl.zeros((BLOCK_C, TOKENS), tl.float32)
+            for part in tl.static_range(SPLITS):
+                acc += tl.load(place + part * BLOCK_C * TOKENS, cache_modifier=".cg")
+        there = (t < num_tokens)[None, :] & (column < HIDDEN)[:, None]
+        out = out_ptr + t[None, :] * HIDDEN + column[:, None]
+        tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=there)
 
 
 @triton.jit
@@ -204,10 +284,14 @@ def gated_kernel(
     ACTIVATION: tl.constexpr,
     MASKED: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Values from projections that lie pairwise, gate before up; masked where there is a mask."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < num_elements
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
     gate = tl.load(projected_ptr + 2 * at, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(projected_ptr + 2 * at + 1, mask=inside, other=0.0).to(tl.float32)
     value = activate(gate, up, threshold, ACTIVATION)
@@ -216,12 +300,13 @@ def gated_kernel(
     tl.store(out_ptr + at, value.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def gated(
-    x: Tensor, gate_up: Tensor, mask: Tensor | None, activation: Activation, threshold: float
+def activated(
+    projected: Tensor, mask: Tensor | None, activation: Activation, threshold: float
 ) -> Tensor:
-    """Every neuron's value, zero where the mask says so: -> [T, N]."""
-    projected = x @ gate_up.view(-1, x.shape[1]).T  # [T, 2 N], a neuron's gate before its up
-    out = torch.empty(x.shape[0], gate_up.shape[0], device=x.device, dtype=x.dtype)
+    """Projections [T, 2 N], a neuron's gate before its up -> values [T, N], zero where the mask
+    says so."""
+    shape = projected.shape[0], projected.shape[1] // 2
+    out = torch.empty(shape, device=projected.device, dtype=projected.dtype)
     block = 1024
     gated_kernel[(ceil_div(out.numel(), block),)](
         projected,
@@ -232,27 +317,30 @@ def gated(
         ACTIVATION=activation.value,
         MASKED=mask is not None,
         BLOCK=block,
+        **overlap(out.device),
     )
     return out
 
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """How the two kernels cut their work: rows by columns, warps, loads in flight."""
+    """How `down_kernel` cuts its work."""
 
-    values: tuple[int, int, int, int]
-    down: tuple[int, int, int, int]
-    splits: int  # programs that share one block of output columns
+    neurons: int
+    columns: int
+    splits: int
+    stages: int
 
 
-def tiles_for(num_tokens: int, element_size: int) -> Tiles:
-    """The fastest measured on an H200 at TurboSparse-Mistral-7B's shape; smaller for fp32."""
-    tiles = ONE if num_tokens <= MAX_ROWS else FEW if num_tokens <= 16 else MANY
-    if element_size == 2:
-        return tiles
-    (rows, columns, warps, _), (down_rows, down_columns, down_warps, _) = tiles.values, tiles.down
-    values = (rows, max(16, columns // 4), warps, 2)
-    return Tiles(values, (down_rows, max(16, down_columns // 2), down_warps, 2), tiles.splits)
+def tiles_for(num_tokens: int) -> Tiles:
+    """The fastest measured on an H200 at TurboSparse-Mistral-7B's shape."""
+    return Tiles(128, 128, 7, 3) if num_tokens <= 16 else Tiles(128, 64, 4, 4)
+
+
+def fits(num_tokens: int, hidden: int, num_neurons: int, num_experts: int) -> bool:
+    """Whether these kernels compute such an FFN; else all its neurons are computed."""
+    tiled = num_experts == 1 or power_of_two_in(num_neurons) >= 16
+    return num_tokens == 1 or (num_tokens <= MAX_TOKENS and power_of_two_in(hidden) >= 16 and tiled)
 
 
 def sparse(
@@ -262,70 +350,137 @@ def sparse(
     mask: Tensor,
     activation: Activation,
     threshold: float,
+    routing: Tensor | None = None,
 ) -> Tensor:
-    """`reference.ffn` for at most MAX_TOKENS tokens: reads only the rows that any of them keeps."""
-    num_tokens, hidden = x.shape
-    num_neurons = gate_up.shape[0]
-    device = x.device
-    mask = mask.view(torch.uint8)
-    tiles = tiles_for(num_tokens, x.element_size())
-    num_segments = ceil_div(num_neurons, SEGMENT)
-    kept = torch.empty(num_segments * SEGMENT, dtype=torch.int32, device=device)
-    counts = torch.empty(num_segments, dtype=torch.int32, device=device)
-    values = torch.empty(num_tokens, num_neurons, dtype=x.dtype, device=device)
-    partial = torch.empty(tiles.splits, num_tokens, hidden, dtype=torch.float32, device=device)
-    out = torch.empty_like(x)
-    list_kernel[(num_segments,)](mask, kept, counts, num_tokens, num_neurons, SEGMENT=SEGMENT)
-    use_dot = num_tokens > MAX_ROWS
-    shared = {
-        "TOKENS": power_of_two(max(num_tokens, 16) if use_dot else num_tokens),
-        "USE_DOT": use_dot,
-        "SEGMENT": SEGMENT,
-        "SEGMENTS": power_of_two(num_segments),
-    }
-    rows, columns, num_warps, num_stages = tiles.values
-    values_kernel[(min(MAX_PROGRAMS, ceil_div(num_neurons, rows)),)](
+    """`reference.ffn` for shapes that `fits`: reads only the rows that some token keeps.
+
+    With routing [T, E] float32, the neurons are E experts' one after the other, and their values
+    are weighted by it; the mask of an expert that no token was sent to is not read.
+    """
+    if x.shape[0] == 1:
+        return _one(x, gate_up, down, mask, activation, threshold, routing)
+    return _few(x, gate_up, down, mask, activation, threshold, routing)
+
+
+def _one(
+    x: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    mask: Tensor,
+    activation: Activation,
+    threshold: float,
+    routing: Tensor | None,
+) -> Tensor:
+    hidden, total, device = x.shape[1], gate_up.shape[0], x.device
+    num_experts = 1 if routing is None else routing.shape[1]
+    num_neurons = total // num_experts
+    shared = {"ROUTED": routing is not None, **overlap(device)}
+    kept = torch.empty(total, dtype=torch.int32, device=device)
+    count = torch.empty(1, dtype=torch.int32, device=device)
+    list_kernel[(ceil_div(num_neurons, BLOCK), num_experts)](
+        mask.view(torch.uint8),
+        routing,
+        kept,
+        count,
+        num_neurons,
+        ALL=power_of_two(num_neurons),
+        BLOCK=BLOCK,
+        **shared,
+    )
+    half = x.element_size() == 2
+    programs = min(PROGRAMS, ceil_div(total, 2))
+    partial = torch.empty(programs, hidden, dtype=torch.float32, device=device)
+    one_kernel[(programs,)](
         x,
         gate_up,
-        mask,
-        kept,
-        counts,
-        values,
-        num_tokens,
-        num_neurons,
-        hidden,
-        num_segments,
-        threshold,
-        ACTIVATION=activation.value,
-        BLOCK_N=rows,
-        BLOCK_K=columns,
-        num_warps=num_warps,
-        num_stages=num_stages,
-        **shared,
-    )
-    rows, columns, num_warps, num_stages = tiles.down
-    down_kernel[(ceil_div(hidden, columns), tiles.splits)](
-        values,
         down,
+        routing,
         kept,
-        counts,
+        count,
         partial,
-        num_tokens,
+        threshold,
         num_neurons,
-        hidden,
-        num_segments,
-        BLOCK_N=rows,
-        BLOCK_C=columns,
-        num_warps=num_warps,
-        num_stages=num_stages,
+        HIDDEN=hidden,
+        WIDTH=power_of_two(hidden),
+        BLOCK_N=2 if half else 1,
+        STAGES=4 if half else 3,
+        ACTIVATION=activation.value,
+        num_warps=8 if hidden > 1024 else 4,
         **shared,
     )
-    sum_kernel[(ceil_div(out.numel(), 128),)](
-        partial, out, out.numel(), SPLITS=tiles.splits, BLOCK=128, num_warps=4
+    out = torch.empty_like(x)
+    sum_kernel[(ceil_div(hidden, 64),)](
+        partial,
+        out,
+        programs,
+        HIDDEN=hidden,
+        PARTS=power_of_two(programs),
+        BLOCK_C=64,
+        **overlap(device),
     )
     return out
 
 
-ONE = Tiles(values=(4, 512, 4, 3), down=(16, 512, 4, 3), splits=32)
-FEW = Tiles(values=(32, 128, 4, 4), down=(16, 256, 4, 3), splits=32)  # up to 16 tokens
-MANY = Tiles(values=(64, 64, 4, 4), down=(16, 256, 4, 3), splits=32)
+def _few(
+    x: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    mask: Tensor,
+    activation: Activation,
+    threshold: float,
+    routing: Tensor | None,
+) -> Tensor:
+    (num_tokens, hidden), total, device = x.shape, gate_up.shape[0], x.device
+    num_experts = 1 if routing is None else routing.shape[1]
+    num_neurons, half = total // num_experts, x.element_size() == 2
+    tokens = power_of_two(max(16, num_tokens))
+    rows = NEURONS if num_experts == 1 else min(NEURONS, power_of_two_in(num_neurons))
+    values = torch.empty(total, tokens, dtype=x.dtype, device=device)
+    any_token = torch.empty(total, dtype=torch.int32, device=device)
+    values_kernel[(ceil_div(total, rows),)](
+        x,
+        gate_up,
+        mask.view(torch.uint8),
+        routing,
+        values,
+        any_token,
+        threshold,
+        num_tokens,
+        num_neurons,
+        total,
+        HIDDEN=hidden,
+        EXPERTS=num_experts,
+        TOKENS=tokens,
+        BLOCK_N=rows,
+        BLOCK_K=min(64 if half else 16, power_of_two_in(hidden)),
+        STAGES=6 if half else 2,
+        ACTIVATION=activation.value,
+        ROUTED=routing is not None,
+        num_warps=4,
+        **overlap(device),
+    )
+    tiles = tiles_for(num_tokens) if half else Tiles(32, 32, 4, 2)
+    blocks = ceil_div(hidden, tiles.columns)
+    partial = torch.empty(
+        blocks, tiles.splits, tiles.columns, tokens, dtype=torch.float32, device=device
+    )
+    out = torch.empty_like(x)
+    down_kernel[(blocks, tiles.splits)](
+        values,
+        down,
+        any_token,
+        partial,
+        counters(device),
+        out,
+        num_tokens,
+        total,
+        HIDDEN=hidden,
+        SPLITS=tiles.splits,
+        TOKENS=tokens,
+        BLOCK_N=tiles.neurons,
+        BLOCK_C=tiles.columns,
+        STAGES=tiles.stages,
+        num_warps=4,
+        **overlap(device),
+    )
+    return out

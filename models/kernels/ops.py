@@ -31,8 +31,9 @@ class Ops:
     linear: Callable[[Tensor, Tensor], Tensor]
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     add_rms_norm: Callable[[Tensor, Tensor, float, Tensor, float], tuple[Tensor, Tensor]]
-    rotate_and_store: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, ForwardBatch], Tensor]
-    attend: Callable[[Tensor, Tensor, Tensor, ForwardBatch, float, int | None], Tensor]
+    attention: Callable[
+        [Tensor, Tensor, Tensor, Tensor, Tensor, ForwardBatch, float, int | None], Tensor
+    ]
     predict: Callable[[Tensor, Tensor, Tensor, float | Tensor], Tensor]
     gated: Callable[[Tensor, Tensor, Activation, float], Tensor]
     ffn: Callable[[Tensor, Tensor, Tensor, Tensor | None, Activation, float, FfnMode], Tensor]

@@ -108,14 +108,31 @@ def attend(
     return out.flatten(1)
 
 
+def attention(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: ForwardBatch,
+    scale: float,
+    window: int | None,
+) -> Tensor:
+    """`rotate_and_store`, then `attend`: [T, (H + 2K) * D] -> [T, H * D]."""
+    q = rotate_and_store(qkv, cos, sin, k_cache, v_cache, batch)
+    return attend(q, k_cache, v_cache, batch, scale, window)
+
+
 def predict(residual: Tensor, fc1: Tensor, fc2: Tensor, threshold: float | Tensor) -> Tensor:
     """The neurons that a low-rank predictor keeps: [T, hidden], [r, hidden], [N, r] -> [T, N] bool.
 
     threshold: one for all, or one a token [T] float32; minus infinity keeps every neuron.
     Published as `round(sigmoid(fc2(relu(fc1(residual)))))`; sigmoid(0) rounds to 0, so it is > 0.
-    Scores are accumulated in fp32: a bf16 score near zero would flip with the summation order.
+    As there, the hidden layer is of the residual's type; its sums and the scores are accumulated in
+    fp32: a bf16 score near zero would flip with the summation order.
     """
-    scores = F.linear(F.linear(residual.float(), fc1.float()).relu(), fc2.float())
+    hidden = F.linear(residual.float(), fc1.float()).relu().to(residual.dtype)
+    scores = F.linear(hidden.float(), fc2.float())
     return scores > (threshold[:, None] if isinstance(threshold, Tensor) else threshold)
 
 

@@ -10,3 +10,8 @@ def ceil_div(a: int, b: int) -> int:
 def power_of_two(n: int) -> int:
     """The least power of two that is not below n, for n >= 1."""
     return 1 << (n - 1).bit_length()
+
+
+def power_of_two_in(n: int) -> int:
+    """The largest power of two that divides n, for n >= 1."""
+    return n & -n

@@ -4,6 +4,8 @@ The interpreter computes in fp32 (its bf16 arithmetic is wrong) and runs program
 finds wrong indices and masks, not races; the `gpu` tests run the real thing at real sizes.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ pytest.importorskip("triton")
 
 from turbosparse.models.batch import FfnMode, ForwardBatch
 from turbosparse.models.config import Activation
-from turbosparse.models.kernels import gpu, gpu_attention, reference
+from turbosparse.models.kernels import gpu, gpu_attention, gpu_prefill, reference
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SPARSE = [a for a in Activation if a.is_sparse]
@@ -118,13 +120,10 @@ def check_attention(lengths, heads, kv_heads, dim, window, dtype=torch.float32, 
     angles = random(max(lengths), dim // 2, seed=4)
     rope = angles.cos(), angles.sin()
     k2, v2 = k.clone(), v.clone()
-    want_q = reference.rotate_and_store(qkv, *rope, k, v, batch)
-    got_q = gpu.rotate_and_store(qkv, *rope, k2, v2, batch)
-    close(got_q, want_q)
+    want = reference.attention(qkv, *rope, k, v, batch, dim**-0.5, window)
+    close(gpu.attention(qkv, *rope, k2, v2, batch, dim**-0.5, window), want)
     close(k2, k)
     close(v2, v)
-    want = reference.attend(want_q, k, v, batch, dim**-0.5, window)
-    close(gpu.attend(want_q, k, v, batch, dim**-0.5, window), want)
 
 
 @pytest.mark.parametrize("window", [None, 20])
@@ -140,7 +139,12 @@ def check_prefill(lens, heads, kv_heads, dim, window, dtype=torch.float32, page_
     k, v = (unwritten(random(*shape, seed=seed, dtype=dtype), batch) for seed in (1, 2))
     q = random(len(batch.positions), heads, dim, seed=3, dtype=dtype)
     want = reference.attend(q, k, v, batch, dim**-0.5, window)
-    close(gpu.attend(q, k, v, batch, dim**-0.5, window), want)
+    close(attend_prompts(q, k, v, batch, dim**-0.5, window), want)
+
+
+def attend_prompts(q, k, v, batch, scale, window):
+    places = batch.positions, batch.query_starts, batch.page_tables
+    return gpu_prefill.attend(q, k, v, *places, scale, window)
 
 
 def unwritten(cache: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
@@ -165,9 +169,8 @@ def test_pieces_of_prompts_among_decodes(heads, kv_heads, dim, page_size, window
     check_prefill(MIXED, heads, kv_heads, dim, window, page_size=page_size)
 
 
-def test_pages_of_any_size():
-    check_prefill([(45, 45)], 4, 2, 16, None, page_size=45)  # one, as calibration has it
-    check_prefill([(2, 9), (1, 5)], 2, 2, 16, None, page_size=6)
+def test_one_page_of_any_size():
+    check_prefill([(45, 45)], 4, 2, 16, None, page_size=45)  # as calibration has it
 
 
 def test_a_slot_below_zero_is_written_nowhere():
@@ -175,7 +178,9 @@ def test_a_slot_below_zero_is_written_nowhere():
     batch.slots.fill_(-1)
     k = torch.zeros(3, 2, 16, 8, device=DEVICE)
     angles = random(5, 4)
-    gpu.rotate_and_store(random(1, 8 * 8), angles.cos(), angles.sin(), k, k, batch)
+    gpu.attention(random(1, 8 * 8), angles.cos(), angles.sin(), k, k, batch, 1.0, None)
+    batch = replace(batch, query_starts=torch.tensor([0, 1], dtype=torch.int32, device=DEVICE))
+    gpu.attention(random(1, 8 * 8), angles.cos(), angles.sin(), k, k, batch, 1.0, None)
     assert not k.any()
 
 
@@ -258,7 +263,7 @@ def test_a_row_is_drawn_alone_as_in_company():
 
 
 def test_shares_of_the_context_depend_on_the_token_count_alone():
-    assert [gpu_attention.num_splits_for(t, 8) for t in (1, 2, 8, 32, 256)] == [32, 16, 4, 1, 1]
+    assert [gpu_attention.num_splits_for(t, 8) for t in (1, 8, 16, 32, 256)] == [16, 16, 8, 4, 1]
 
 
 @gpu_only
@@ -318,14 +323,14 @@ def test_the_same_bits_in_any_chunking_and_company(window):
     k, v = random(*shape, seed=1, dtype=dtype), random(*shape, seed=2, dtype=dtype)
     q, strange = (random(tokens, heads, dim, seed=seed, dtype=dtype) for seed in (3, 4))
     whole = batch_of([(tokens, tokens)], page_size, num_pages)
-    want = gpu.attend(q, k, v, whole, dim**-0.5, window)
+    want = attend_prompts(q, k, v, whole, dim**-0.5, window)
     end = 0
     for chunk in chunks:
         start, end = end, end + chunk
         batch = batch_of([(3, 3), (chunk, end), (2, tokens)], page_size, num_pages)
         batch.page_tables[1] = whole.page_tables[0]
         queries = torch.cat((strange[:3], q[start:end], strange[:2]))
-        got = gpu.attend(queries, k, v, batch, dim**-0.5, window)
+        got = attend_prompts(queries, k, v, batch, dim**-0.5, window)
         assert torch.equal(got[3 : 3 + chunk], want[start:end])
 
 

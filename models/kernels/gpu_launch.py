@@ -1,0 +1,30 @@
+# pyright: basic, reportMissingImports=false
+"""How kernels follow one another on a GPU: programmatic dependent launch, and the counters by which
+the last program of a group is known.
+
+With dependent launch a kernel's programs start while the one before is still running. So every
+kernel asks for weights as early as it likes, but calls `gdc_wait` before it reads what another
+kernel wrote, and before it writes anything.
+"""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+MAX_GROUPS = 1 << 16
+
+
+@cache
+def overlap(device: torch.device) -> dict[str, bool]:
+    """Arguments of a launch; the hardware has it from compute capability 9.0 on."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9:
+        return {"PDL": True, "launch_pdl": True}
+    return {"PDL": False}
+
+
+@cache
+def counters(device: torch.device) -> Tensor:
+    """[MAX_GROUPS] int32, all zero whenever no kernel runs: the last program of a group, who finds
+    that all others have counted, sets its group's back."""
+    return torch.zeros(MAX_GROUPS, dtype=torch.int32, device=device)

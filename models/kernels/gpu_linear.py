@@ -1,0 +1,261 @@
+# pyright: basic, reportArgumentType=false, reportCallIssue=false, reportMissingImports=false
+"""Triton: `x @ weight.T` for few tokens, where reading the weights is all that takes time.
+
+One token: every program asks for its rows at once, before it even waits for `x`. A few: tiles on
+tensor cores with the weights on the left, so that 64 rows meet 16 tokens and not 16 of 64 lanes are
+idle. Sums run in one order: no float is added atomically.
+"""
+
+from enum import IntEnum
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from .gpu_launch import counters, overlap
+from .sizes import ceil_div, power_of_two, power_of_two_in
+
+MAX_TOKENS = 64
+ROWS = 64  # of a tile: what one warp group multiplies at once
+PROGRAMS = 96  # from which on splitting the columns costs more than it brings
+ELEMENTS = 16384  # of the weights that a program of one token holds
+
+
+class Epilogue(IntEnum):
+    """What becomes of a sum."""
+
+    NONE = 0
+    RELU = 1
+    MASK = 2  # whether it exceeds the threshold
+
+
+@triton.jit
+def _finish(y, threshold, EPILOGUE: tl.constexpr, KIND: tl.constexpr):
+    if EPILOGUE == 1:
+        y = tl.maximum(y, 0.0)
+    if EPILOGUE == 2:
+        y = y > threshold
+    return y.to(KIND)
+
+
+@triton.jit
+def one_kernel(
+    x_ptr,
+    weight_ptr,
+    out_ptr,
+    routing_ptr,
+    threshold,
+    num_rows,
+    expert_rows,
+    WIDTH: tl.constexpr,
+    STRIDE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    EPILOGUE: tl.constexpr,
+    PER_EXPERT: tl.constexpr,
+    ROUTED: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """One token, [WIDTH] x [rows, WIDTH], row r at r * STRIDE.
+
+    ROUTED: `expert_rows` rows belong to an expert, who is skipped where the router gave it nothing.
+    PER_EXPERT: each expert has an x of its own.
+    """
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    expert = 0
+    if PDL:
+        gdc_launch_dependents()
+    if ROUTED:
+        expert = tl.program_id(0) * BLOCK_N // expert_rows
+        if PDL:
+            gdc_wait()
+        if tl.load(routing_ptr + expert) == 0:
+            return
+    row = weight_ptr + tl.minimum(rows, num_rows - 1).to(tl.int64)[:, None] * STRIDE
+    weights = ()
+    for step in tl.static_range(tl.cdiv(WIDTH, BLOCK_K)):
+        at = step * BLOCK_K + k
+        if WIDTH % BLOCK_K == 0:
+            weights = weights + (tl.load(row + at[None, :]),)
+        else:
+            weights = weights + (tl.load(row + at[None, :], mask=(at < WIDTH)[None, :], other=0.0),)
+    if PDL and not ROUTED:
+        gdc_wait()
+    if PER_EXPERT:
+        x_ptr += expert * WIDTH
+    acc = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+    for step in tl.static_range(tl.cdiv(WIDTH, BLOCK_K)):
+        at = step * BLOCK_K + k
+        x = tl.load(x_ptr + at, mask=at < WIDTH, other=0.0).to(tl.float32)
+        acc += weights[step].to(tl.float32) * x[None, :]
+    y = _finish(tl.sum(acc, 1), threshold, EPILOGUE, out_ptr.dtype.element_ty)
+    tl.store(out_ptr + rows, y, mask=rows < num_rows)
+
+
+@triton.jit
+def few_kernel(
+    x_ptr,
+    weight_ptr,
+    out_ptr,
+    partial_ptr,
+    counter_ptr,
+    routing_ptr,
+    threshold,
+    num_tokens,
+    num_rows,
+    x_stride,
+    expert_rows,
+    WIDTH: tl.constexpr,
+    STRIDE: tl.constexpr,
+    SPLITS: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+    EPILOGUE: tl.constexpr,
+    PER_EXPERT: tl.constexpr,
+    ROUTED: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """A few tokens [T, WIDTH] over a tile of rows and a share of the columns; the last program of a
+    tile adds the shares. A mask of a token that the router sent elsewhere is false."""
+    tile, split = tl.program_id(0), tl.program_id(1)
+    rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    t = tl.arange(0, TOKENS)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    routed = t < num_tokens
+    if ROUTED:
+        expert = tile * BLOCK_N // expert_rows
+        sent = tl.load(routing_ptr + t * EXPERTS + expert, mask=t < num_tokens, other=0.0)
+        routed = sent != 0
+        if tl.max(routed.to(tl.int32), 0) == 0:
+            return
+        if PER_EXPERT:
+            x_ptr += expert * WIDTH
+    row = weight_ptr + tl.minimum(rows, num_rows - 1).to(tl.int64)[:, None] * STRIDE
+    share: tl.constexpr = WIDTH // SPLITS
+    acc = tl.zeros((BLOCK_N, TOKENS), tl.float32)
+    for start in tl.range(split * share, (split + 1) * share, BLOCK_K, num_stages=STAGES):
+        at = start + k
+        w = tl.load(row + at[None, :])
+        x = tl.load(
+            x_ptr + t[None, :] * x_stride + at[:, None], mask=t[None, :] < num_tokens, other=0.0
+        )
+        acc = tl.dot(w, x, acc, input_precision="ieee")
+    last = True
+    if SPLITS > 1:
+        n = tl.arange(0, BLOCK_N)
+        place = partial_ptr + (tile * SPLITS * BLOCK_N + n[:, None]) * TOKENS + t[None, :]
+        tl.store(place + split * BLOCK_N * TOKENS, acc)
+        tl.debug_barrier()
+        last = tl.atomic_add(counter_ptr + tile, 1, sem="acq_rel", scope="gpu") == SPLITS - 1
+    if last:
+        if SPLITS > 1:
+            tl.store(counter_ptr + tile, 0)
+            acc = tl.zeros((BLOCK_N, TOKENS), tl.float32)
+            for part in tl.static_range(SPLITS):
+                acc += tl.load(place + part * BLOCK_N * TOKENS, cache_modifier=".cg")
+        y = _finish(acc, threshold, EPILOGUE, out_ptr.dtype.element_ty)
+        if EPILOGUE == 2:
+            y = tl.where(routed[None, :], y, 0)
+        inside = (t[None, :] < num_tokens) & (rows[:, None] < num_rows)
+        tl.store(out_ptr + t[None, :] * num_rows + rows[:, None], y, mask=inside)
+
+
+def fits(x: Tensor, weight: Tensor) -> bool:
+    """Whether these kernels multiply such shapes; the rest is cuBLAS's."""
+    num_tokens, width = x.shape[0], weight.shape[-1]
+    return num_tokens == 1 or (num_tokens <= MAX_TOKENS and power_of_two_in(width) >= 16)
+
+
+def multiply(
+    x: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    epilogue: Epilogue,
+    threshold: float = 0.0,
+    routing: Tensor | None = None,
+    *,
+    per_expert: bool = False,
+) -> Tensor:
+    """out [T, rows] = epilogue(x [T, WIDTH] @ weight.T), for shapes that `fits`.
+
+    weight [rows, WIDTH], of any row stride. With routing [T, E] float32, the rows are E experts'
+    one after the other, [E, rows / E, WIDTH]: those whom no token was sent to are left as they
+    are, and a mask is false for a token that was sent elsewhere. With `per_expert` x is
+    [T, E * WIDTH], a part for each.
+    """
+    num_tokens, (num_rows, width) = x.shape[0], weight.shape
+    num_experts = 1 if routing is None else routing.shape[1]
+    assert out.shape == (num_tokens, num_rows), (out.shape, num_tokens, num_rows)
+    assert weight.stride(1) == 1 and x.is_contiguous(), (weight.stride(), x.stride())  # noqa: PT018
+    expert_rows = num_rows // num_experts
+    shared = {
+        "WIDTH": width,
+        "STRIDE": weight.stride(0),
+        "EPILOGUE": int(epilogue),
+        "PER_EXPERT": per_expert,
+        "ROUTED": routing is not None,
+        **overlap(x.device),
+    }
+    if num_tokens == 1:
+        columns = power_of_two_in(width)
+        columns = min(4096, columns) if columns >= 64 else power_of_two(width)
+        rows = min(8, power_of_two(max(1, ELEMENTS // width + 1) // 2 or 1), expert_rows)
+        rows = rows if expert_rows % rows == 0 or routing is None else 1
+        one_kernel[(ceil_div(num_rows, rows),)](
+            x,
+            weight,
+            out,
+            routing,
+            threshold,
+            num_rows,
+            expert_rows,
+            BLOCK_N=rows,
+            BLOCK_K=columns,
+            num_warps=8 if columns >= 1024 else 4,
+            **shared,
+        )
+        return out
+    rows = min(ROWS, power_of_two_in(expert_rows)) if num_experts > 1 else ROWS
+    rows = max(16, rows)
+    columns = min(128, power_of_two_in(width))
+    tiles, splits = ceil_div(num_rows, rows), 1
+    while tiles * splits < PROGRAMS and width % (2 * splits * columns) == 0 and splits < 8:
+        splits *= 2
+    tokens = power_of_two(max(16, num_tokens))
+    partial = torch.empty(
+        (tiles * splits * rows * tokens if splits > 1 else 0),
+        dtype=torch.float32,
+        device=x.device,
+    )
+    half = x.element_size() == 2
+    few_kernel[(tiles, splits)](
+        x,
+        weight,
+        out,
+        partial,
+        counters(x.device),
+        routing,
+        threshold,
+        num_tokens,
+        num_rows,
+        x.shape[1],
+        expert_rows,
+        SPLITS=splits,
+        EXPERTS=num_experts,
+        TOKENS=tokens,
+        BLOCK_N=rows,
+        BLOCK_K=columns if half else min(32, columns),
+        STAGES=4 if half else 2,
+        num_warps=4,
+        **shared,
+    )
+    return out
