@@ -141,8 +141,7 @@ def prefill_kernel(
         return
 
     m = tl.arange(0, BLOCK_M)
-    wanted = begin_q + m // GROUP
-    token = tl.minimum(wanted, stop - 1)
+    token = tl.minimum(begin_q + m // GROUP, stop - 1)  # past the end the last one, over again
     head = (token.to(tl.int64) * tl.num_programs(0) + kv_head) * GROUP + m % GROUP
     d = tl.arange(0, DIM)
     place = head[:, None] * HEAD_DIM + d[None, :]
@@ -178,7 +177,7 @@ def prefill_kernel(
         scale, window, page_bits, page_stride, HEAD_DIM, DIM, BLOCK, True,
     )  # fmt: skip
     out = (acc / weight[:, None]).to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + place, out, mask=whole & (wanted < stop)[:, None])
+    tl.store(out_ptr + place, out, mask=whole)
 
 
 def fits(page_size: int, num_pages: int) -> bool:
