@@ -137,6 +137,7 @@ def draw_kernel(
 def draw(logits: Tensor, temperature: Tensor, points: Tensor, limits: Limits | None) -> Tensor:
     """`reference.draw`."""
     num_rows, vocab = logits.shape
+    assert logits.stride(1) == 1 or vocab == 1, logits.stride()
     block = min(BLOCK, max(16, power_of_two(vocab)))
     size = ceil_div(vocab, block) * block
     weights = torch.empty(num_rows, size, dtype=torch.float32, device=logits.device)

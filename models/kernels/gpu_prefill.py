@@ -31,7 +31,7 @@ class Tiles:
 
 WHOLE = Tiles(32, 16, 4, 2)  # fp32: without tensor cores
 HALF = Tiles(128, 64, 8, 3)  # fp16, bf16: two warp groups of 64 rows
-WIDE = Tiles(128, 32, 8, 2)  # the same for heads of more than 128
+WIDE = Tiles(64, 32, 4, 2)  # the same for heads of more than 128
 
 
 def tiles_for(dtype: torch.dtype, head_dim: int, group: int) -> Tiles:
