@@ -92,14 +92,14 @@ def _attend_blocks(
             whole = whole & (at <= last)[:, None]
         k = tl.load(k_ptr + row[:, None] + d[None, :], mask=whole, other=0.0)
         v = tl.load(v_ptr + row[:, None] + d[None, :], mask=whole, other=0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
         if MASKED:
             distance = positions[:, None] - at[None, :]
             scores = tl.where((distance >= 0) & (distance < window), scores, float("-inf"))
-        new_best = tl.maximum(best, tl.max(scores, 1))
+        new_best = tl.maximum(best, tl.max(scores, 1) * scale)
         # a query of this block may see none of the keys yet
         safe = tl.where(new_best == float("-inf"), 0.0, new_best) if MASKED else new_best
-        p = tl.exp2(scores - safe[:, None])
+        p = tl.exp2(scores * scale - safe[:, None])
         shrink = tl.exp2(best - safe)
         weight = weight * shrink + tl.sum(p, 1)
         acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
