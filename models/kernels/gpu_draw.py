@@ -1,4 +1,5 @@
 # pyright: basic, reportArgumentType=false, reportCallIssue=false, reportMissingImports=false
+# pyright: reportGeneralTypeIssues=false
 """Triton: one token for each row of logits, nothing sorted.
 
 One program a row. Its weights are written down once and read again for each question, from the
@@ -14,7 +15,7 @@ from torch import Tensor
 from .reference import Limits
 from .sizes import ceil_div, power_of_two
 
-BLOCK = 8192  # weights at a time
+BLOCK, NUM_WARPS = 8192, 32  # weights at a time; as many threads as a program can have
 ONE_BITS = tl.constexpr(0x3F800000)  # of 1.0, the largest weight
 
 
@@ -54,7 +55,7 @@ def _least(weights_ptr, top_k, top_p, min_p, vocab, size, BLOCK: tl.constexpr):
     kth = tl.full((), 0.0, tl.float32)
     if top_k < vocab:
         kth = _bound(weights_ptr, kth, size, tl.maximum(top_k, 1), size, False, BLOCK)
-    least = tl.minimum(tl.maximum(kth, min_p), 1.0)
+    least = tl.maximum(kth, min_p)
     if top_p < 1.0:
         count, mass = _from(weights_ptr, least, size, BLOCK)
         # who is as likely as the k-th one is kept, but is no part of what top-p is a share of
@@ -73,9 +74,11 @@ def _first_above(weights_ptr, least, target, size, BLOCK: tl.constexpr):
         at = start + tl.arange(0, BLOCK)
         weights = tl.load(weights_ptr + at)
         kept = tl.where(weights >= least, weights, 0.0).to(tl.float64)
-        sums = before + tl.cumsum(kept, 0)
-        found = tl.min(tl.where((sums > target) & (kept > 0), at, size), 0)
-        before = tl.max(sums, 0)
+        after = before + tl.sum(kept, 0)
+        if after > target:
+            sums = before + tl.cumsum(kept, 0)
+            found = tl.min(tl.where((sums > target) & (kept > 0), at, size), 0)
+        before = after
         start += BLOCK
     return found
 
@@ -124,8 +127,9 @@ def draw_kernel(
     for start in range(0, size, BLOCK):
         weights = tl.load(weights_ptr + start + at)
         total += tl.where(weights >= least, weights, 0.0).to(tl.float64)
-    # short of 1 by more than sums of another order differ: some weight's sum exceeds the target
-    target = tl.minimum(tl.load(points_ptr + row), 1 - 2**-40) * tl.sum(total, 0)
+    # short of 1 by more than sums in two orders differ: the last weight's sum exceeds the target
+    most = tl.full((), 1 - 2**-40, tl.float64)  # a bare number would be rounded to a float32
+    target = tl.minimum(tl.load(points_ptr + row), most) * tl.sum(total, 0)
     token_id = _first_above(weights_ptr, least, target, size, BLOCK)
     tl.store(token_ids_ptr + row, tl.minimum(token_id, vocab - 1).to(tl.int64))
 
@@ -133,6 +137,7 @@ def draw_kernel(
 def draw(logits: Tensor, temperature: Tensor, points: Tensor, limits: Limits | None) -> Tensor:
     """`reference.draw`."""
     num_rows, vocab = logits.shape
+    assert logits.stride(1) == 1 or vocab == 1, logits.stride()
     block = min(BLOCK, max(16, power_of_two(vocab)))
     size = ceil_div(vocab, block) * block
     weights = torch.empty(num_rows, size, dtype=torch.float32, device=logits.device)
@@ -149,6 +154,6 @@ def draw(logits: Tensor, temperature: Tensor, points: Tensor, limits: Limits | N
         size,
         LIMITED=limits is not None,
         BLOCK=block,
-        num_warps=32 if block == BLOCK else 4,
+        num_warps=NUM_WARPS if block == BLOCK else 4,
     )
     return token_ids

@@ -31,7 +31,7 @@ class Tiles:
 
 WHOLE = Tiles(32, 16, 4, 2)  # fp32: without tensor cores
 HALF = Tiles(128, 64, 8, 3)  # fp16, bf16: two warp groups of 64 rows
-WIDE = Tiles(128, 32, 8, 2)  # the same for heads of more than 128
+WIDE = Tiles(64, 32, 4, 2)  # the same for heads of more than 128
 
 
 def tiles_for(dtype: torch.dtype, head_dim: int, group: int) -> Tiles:
@@ -92,14 +92,14 @@ def _attend_blocks(
             whole = whole & (at <= last)[:, None]
         k = tl.load(k_ptr + row[:, None] + d[None, :], mask=whole, other=0.0)
         v = tl.load(v_ptr + row[:, None] + d[None, :], mask=whole, other=0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
         if MASKED:
             distance = positions[:, None] - at[None, :]
             scores = tl.where((distance >= 0) & (distance < window), scores, float("-inf"))
-        new_best = tl.maximum(best, tl.max(scores, 1))
+        new_best = tl.maximum(best, tl.max(scores, 1) * scale)
         # a query of this block may see none of the keys yet
         safe = tl.where(new_best == float("-inf"), 0.0, new_best) if MASKED else new_best
-        p = tl.exp2(scores - safe[:, None])
+        p = tl.exp2(scores * scale - safe[:, None])
         shrink = tl.exp2(best - safe)
         weight = weight * shrink + tl.sum(p, 1)
         acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
@@ -141,8 +141,7 @@ def prefill_kernel(
         return
 
     m = tl.arange(0, BLOCK_M)
-    wanted = begin_q + m // GROUP
-    token = tl.minimum(wanted, stop - 1)
+    token = tl.minimum(begin_q + m // GROUP, stop - 1)  # past the end the last one, over again
     head = (token.to(tl.int64) * tl.num_programs(0) + kv_head) * GROUP + m % GROUP
     d = tl.arange(0, DIM)
     place = head[:, None] * HEAD_DIM + d[None, :]
@@ -178,7 +177,7 @@ def prefill_kernel(
         scale, window, page_bits, page_stride, HEAD_DIM, DIM, BLOCK, True,
     )  # fmt: skip
     out = (acc / weight[:, None]).to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + place, out, mask=whole & (wanted < stop)[:, None])
+    tl.store(out_ptr + place, out, mask=whole)
 
 
 def fits(page_size: int, num_pages: int) -> bool:

@@ -189,7 +189,7 @@ def limits_of(num_rows: int, vocab: int, asked: str, seed: int = 0) -> reference
     if asked == "none":
         return None
     generator = torch.Generator().manual_seed(seed)
-    top_k = torch.randint(1, vocab + 1, (num_rows,), generator=generator)
+    top_k = torch.randint(1, min(vocab, 20) + 1, (num_rows,), generator=generator)
     top_p = 0.05 + 0.9 * torch.rand(num_rows, generator=generator)
     min_p = 0.2 * torch.rand(num_rows, generator=generator)
     if asked not in ("top_k", "all"):
@@ -219,16 +219,24 @@ def test_draw(asked):
         check_draw(num_rows, vocab, asked)
 
 
-def test_draw_keeps_who_ties_with_the_last_kept():
-    """Logits of few values: every limit falls among equals."""
-    num_rows, vocab = 3, 99
-    logits = random(num_rows, vocab).round()
-    ones = torch.ones(num_rows, device=DEVICE)
-    points = ((torch.arange(num_rows) + 0.9) / num_rows).double().to(DEVICE)
-    for asked in ("top_k", "all"):
-        limits = limits_of(num_rows, vocab, asked, seed=1)
-        want = reference.draw(logits, ones, points, limits)
-        assert gpu.draw(logits, ones, points, limits).tolist() == want.tolist()
+def drawn(weights: list[float], top_k: int, top_p: float, min_p: float) -> list[int]:
+    """The tokens in the middle of each third of what is kept."""
+    rows = torch.tensor(weights).log().expand(3, -1).contiguous().to(DEVICE)
+    ones = torch.ones(3, device=DEVICE)
+    points = (torch.arange(1, 6, 2) / 6).double().to(DEVICE)
+    limits = (torch.full_like(points, top_k).long(), top_p * ones, min_p * ones)
+    return gpu.draw(rows, ones, points, limits).tolist()
+
+
+def test_draw_keeps_who_is_as_likely_as_the_last_one_kept():
+    assert drawn([2, 4, 2, 1, 2], 2, 1.0, 0.0) == [0, 1, 4]
+    assert drawn([2, 4, 2, 1, 2], 5, 0.5, 0.0) == [0, 1, 4]
+    assert drawn([2, 4, 2, 1, 2], 5, 1.0, 0.49) == [0, 1, 4]
+
+
+def test_top_p_is_a_share_of_top_k_without_those_who_tie():
+    assert drawn([4, 3, 3, 3, 3, 3], 2, 0.55, 0.0) == [0] * 3
+    assert drawn([4, 3, 3, 3, 3, 3], 2, 0.6, 0.0) == [0, 2, 4]
 
 
 @pytest.mark.parametrize("off", [0, 1, 2])
@@ -243,11 +251,13 @@ def test_draw_at_the_ends_of_the_limits(off):
     assert got.tolist() == logits.argmax(-1).tolist()
 
 
-def test_a_point_next_to_one_draws_the_last_token_that_can_be():
-    logits = random(1, 99)
+def test_a_point_next_to_one_draws_a_token_that_can_be():
+    """Sums of such weights round, to one side or the other by their order."""
+    logits = 20 * random(30, 99)
     logits[:, 42:] = -torch.inf
-    point = torch.full((1,), 1 - 2**-53, dtype=torch.float64, device=DEVICE)
-    assert gpu.draw(logits, torch.ones(1, device=DEVICE), point, None).tolist() == [41]
+    points = torch.full((30,), 1 - 2**-53, dtype=torch.float64, device=DEVICE)
+    token_ids = gpu.draw(logits, torch.ones(30, device=DEVICE), points, None)
+    assert (token_ids < 42).all()
 
 
 def test_a_row_is_drawn_alone_as_in_company():
