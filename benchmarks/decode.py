@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from turbosparse.engine import kv_cache
 from turbosparse.engine.graphs import DecodeGraphs, can_capture
 from turbosparse.models.attention import LayerCache
 from turbosparse.models.batch import FfnMode, ForwardBatch
@@ -119,11 +118,10 @@ class Step:
 
 
 def caches(decoder: Decoder, num_pages: int) -> list[LayerCache]:
-    """Empty pages for every layer."""
-    config = decoder.config
-    return kv_cache.allocate(
-        config, num_pages, PAGE_SIZE, decoder.embedding.device, decoder.embedding.dtype
-    )
+    """Empty pages for every layer, as the engine has them."""
+    config, like = decoder.config, decoder.embedding
+    shape = (num_pages, config.num_kv_heads, PAGE_SIZE, config.head_dim)
+    return [LayerCache(like.new_empty(shape), like.new_empty(shape)) for _ in decoder.layers]
 
 
 def decode_batch(ids: Tensor, position: int, tables: Tensor, mode: FfnMode) -> ForwardBatch:

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
 import torch
 from decode import PAGE_SIZE, Step, median_seconds
+from rows import Row
 
 from turbosparse.engine.config import EngineConfig
 from turbosparse.engine.core import EngineCore
@@ -36,6 +38,22 @@ class Engine:
     @property
     def decoder(self) -> Decoder:
         return self.runner.decoder
+
+    def rows(self, num_prompt: int) -> Iterator[Row]:
+        """A prompt of this length, the first token of one of a quarter, and steps behind that."""
+        short = num_prompt // 4
+
+        def row(what: str, context: int, seconds: float, tokens: int, note: str) -> Row:
+            return Row(what, "engine", 1, context, seconds * 1e3, tokens / seconds, note=note)
+
+        seconds = first_token_seconds(self, num_prompt)
+        yield row("prefill", num_prompt, seconds, num_prompt, "one step, exact, mask applied")
+        seconds = first_token_seconds(self, short)
+        yield row("first token", short, seconds, short, "from arrival to the host")
+        looped = decode_step_seconds(self, short, num_steps=short // 2)
+        bare = bare_step_seconds(self, short)
+        gap = f"{max(0.0, 1 - bare / looped):.1%} beyond the bare step of {bare * 1e3:.3f} ms"
+        yield row("host gap", short, looped, 1, gap)
 
 
 def start(

@@ -23,9 +23,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-import engine_steps
 import torch
 from decode import Step
 from machine import facts, processor
@@ -144,22 +145,28 @@ def main() -> None:
 def measure_sparse(run: Run, modes: list[str], engine: bool) -> None:
     args = run.args
     directory = run.directory(args.model)
-    if engine:
-        started = engine_steps.start(directory, args.device, args.dtype, 2 * args.prompt)
-        decoder = started.decoder
-    else:
-        started, decoder = None, load(directory, run.device, run.dtype).decoder
+    started = start_engine(run, directory) if engine else None
+    decoder = started.decoder if started else load(directory, run.device, run.dtype).decoder
     sizes = decode_sizes(max(args.batch))
     run.policy = calibrate(decoder, sizes[-1], sizes, graphs=can_capture(decoder))
     run.report.note(calibration_table(run.policy))
     if started is not None:
         with run.guarded("engine"):
-            measure_engine(run, started)
+            for row in started.rows(args.prompt):
+                run.report.add(row)
     for context, batch in run.points():
         what = f"sparse, batch {batch}, context {context}"
         if modes and run.in_time(what):
             with run.guarded(what):
                 measure_step(run, Step(decoder, batch, context), modes)
+
+
+def start_engine(run: Run, directory: Path) -> Any:
+    """An engine_steps.Engine; None where what the engine needs is not installed, which is said."""
+    with run.guarded("engine"):
+        start = import_module("engine_steps").start
+        return start(directory, run.args.device, run.args.dtype, 2 * run.args.prompt)
+    return None
 
 
 def calibration_table(policy: FfnPolicy) -> str:
@@ -207,24 +214,6 @@ def measure_step(run: Run, step: Step, paths: list[str]) -> None:
         )
         if run.args.profile:
             run.report.note(f"{path}, batch {step.size}\n{table(step.runner(mode), run.device)}")
-
-
-def measure_engine(run: Run, engine: engine_steps.Engine) -> None:
-    args = run.args
-
-    def add(what: str, context: int, seconds: float, tokens: int, note: str) -> None:
-        row = Row(what, "engine", 1, context, seconds * 1e3, tokens / seconds, note=note)
-        run.report.add(row)
-
-    seconds = engine_steps.first_token_seconds(engine, args.prompt)
-    add("prefill", args.prompt, seconds, args.prompt, "one step, exact, first token on the host")
-    short = args.prompt // 4
-    seconds = engine_steps.first_token_seconds(engine, short)
-    add("first token", short, seconds, short, "launch to host")
-    looped = engine_steps.decode_step_seconds(engine, short, num_steps=short // 2)
-    bare = engine_steps.bare_step_seconds(engine, short)
-    gap = max(0.0, 1 - bare / looped)
-    add("host gap", short, looped, 1, f"{gap:.1%} beyond the bare step of {bare * 1e3:.3f} ms")
 
 
 def measure_rivals(run: Run, paths: list[str]) -> None:

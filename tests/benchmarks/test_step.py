@@ -115,6 +115,15 @@ def test_a_path_that_fails_does_not_end_the_run(monkeypatch, tmp_path):
     assert "and more" not in note
 
 
+def test_without_the_engine_the_steps_are_measured(monkeypatch, tmp_path):
+    """The engine needs packages that bare steps do not."""
+    monkeypatch.setattr(step, "import_module", lambda name: __import__(f"{name}_is_missing"))
+    flags = ["--batch", "1", "--context", "16", "--paths", "engine", "union"]
+    found = run(monkeypatch, tmp_path, *flags)
+    assert [(row["what"], row["path"]) for row in found["rows"]] == [("decode", "union")]
+    assert any("engine: ModuleNotFoundError" in note for note in found["notes"])
+
+
 def rivals_of(*flags: str) -> tuple[str, ...]:
     return (*step.RIVALS, *flags)
 
