@@ -2,12 +2,12 @@
 
     python benchmarks/step.py                                  # TurboSparse-Mistral-7B's shape
     python benchmarks/step.py --model turbosparse-mixtral-47b --context 512
-    python benchmarks/step.py --rivals --paths generate continuous --batch 1 8 --context 512
+    python benchmarks/step.py --paths generate continuous --batch 1 8 --context 512
 
 Paths: `token`, `union` and `masked` are the FFN modes of the sparse model (`masked` computes every
 neuron and applies the mask afterwards; `chosen` marks the one that serving takes), `dense` is the
-ordinary model of the same shape on our code, SiLU and no predictor; with --rivals `generate` and
-`continuous` are that model in transformers. `engine` adds a prompt's speed, the time to the first
+ordinary model of the same shape on our code, SiLU and no predictor; `generate` and `continuous`
+are that model in transformers, --rivals adds them. `engine` adds a prompt's speed, the time to the first
 token, and the share of a step that the engine's loop adds to the bare one.
 
 Weights are random, predictors planted: the figures are speed alone. A step is a captured graph of
@@ -61,7 +61,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--context", type=int, nargs="+", default=[512, 4096, 16384])
     ours = (*MODES, DENSE, ENGINE)
     parser.add_argument("--paths", nargs="+", choices=(*ours, *RIVALS), default=ours)
-    parser.add_argument("--rivals", action="store_true", help="transformers too")
+    parser.add_argument("--rivals", action="store_true", help="and both paths of transformers")
     parser.add_argument("--density", type=float, help="default: the model's")
     parser.add_argument("--layers", type=int, help="default: the model's")
     parser.add_argument("--device", default="cuda")
@@ -126,9 +126,7 @@ def main() -> None:
     args = arguments()
     if args.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("there is no CUDA device; --device cpu measures small models")
-    paths = [path for path in args.paths if path not in RIVALS or args.rivals]
-    if args.rivals and not set(paths) & set(RIVALS):
-        paths += RIVALS
+    paths = dict.fromkeys((*args.paths, *(RIVALS if args.rivals else ())))
     with tempfile.TemporaryDirectory() as folder:
         run = Run(args, Path(folder))
         if set(paths) & {*MODES, ENGINE}:

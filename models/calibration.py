@@ -22,6 +22,7 @@ SAMPLE = {"cpu": 64, "cuda": 256}  # random tokens run through the model; larger
 # On a GPU one run goes through so many layers: their weights do not fit into its L2 cache, so that
 # every layer's are read from memory, as in a decode step.
 LAYERS = 8
+RUNS = 5  # between two events: the first one's launch is in the time, those of the others are not
 Inputs = list[tuple[nn.Module, Tensor, Tensor]]  # FFNs with their x and residual, [T, hidden] each
 
 
@@ -124,10 +125,11 @@ def _device_seconds(run: Callable[[], None]) -> float:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     start.record()
-    run()
+    for _ in range(RUNS):
+        run()
     end.record()
     torch.cuda.synchronize()
-    return start.elapsed_time(end) / 1e3
+    return start.elapsed_time(end) / 1e3 / RUNS
 
 
 def _captured(run: Callable[[], None]) -> Callable[[], None]:

@@ -107,7 +107,7 @@ def test_a_path_that_fails_does_not_end_the_run(monkeypatch, tmp_path):
             return 0.5
 
     monkeypatch.setattr(step, "Rival", Fails)
-    flags = ["--batch", "1", "--context", "16", "--paths", "dense", *rivals_of("--rivals")]
+    flags = ["--batch", "1", "--context", "16", "--paths", "dense", "--rivals"]
     found = run(monkeypatch, tmp_path, *flags)
     assert [(row["path"], row["ms"]) for row in found["rows"]][1:] == [("continuous", 500.0)]
     (note,) = found["notes"]
@@ -122,17 +122,6 @@ def test_without_the_engine_the_steps_are_measured(monkeypatch, tmp_path):
     found = run(monkeypatch, tmp_path, *flags)
     assert [(row["what"], row["path"]) for row in found["rows"]] == [("decode", "union")]
     assert any("engine: ModuleNotFoundError" in note for note in found["notes"])
-
-
-def rivals_of(*flags: str) -> tuple[str, ...]:
-    return (*step.RIVALS, *flags)
-
-
-def test_rivals_run_only_when_asked_for(monkeypatch, tmp_path):
-    monkeypatch.setattr(step, "Rival", None)
-    flags = ["--batch", "1", "--context", "16", "--paths", "dense", "generate"]
-    found = run(monkeypatch, tmp_path, *flags)
-    assert [row["path"] for row in found["rows"]] == ["dense"]
 
 
 def test_transformers_is_measured_by_the_distance_of_its_tokens(tmp_path):
