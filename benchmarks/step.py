@@ -6,9 +6,9 @@
 
 Paths: `token`, `union` and `masked` are the FFN modes of the sparse model (`masked` computes every
 neuron and applies the mask afterwards; `chosen` marks the one that serving takes), `dense` is the
-ordinary model of the same shape on our code, SiLU and no predictor; `generate` and `continuous`
-are that model in transformers, --rivals adds them. `engine` adds a prompt's speed, the time to the first
-token, and the share of a step that the engine's loop adds to the bare one.
+ordinary model of the same shape on our code, SiLU and no predictor; `generate` and `continuous` are
+that model in transformers, --rivals adds them. `engine` adds a prompt's speed, the time to the
+first token, and the share of a step that the engine's loop adds to the bare one.
 
 Weights are random, predictors planted: the figures are speed alone. A step is a captured graph of
 the whole model, logits too. The share of the roof is the bytes that a step must read over what a
