@@ -15,6 +15,7 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator
 
 # vLLM 0.26.0, dense, bf16, dummy weights, context 512, its own CUDA graphs, one H200: tokens a
 # second at batch 1, 2, 4 ... 128.
@@ -63,7 +64,9 @@ def draw(rows: list[dict[str, object]], model: str, title: str, context: int, ou
     axes.set_xlabel("requests decoding at once")
     axes.set_ylabel("tokens a second")
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:,g}")
+    axes.yaxis.set_minor_formatter("")
     axes.set_title(title, fontsize=9)
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8)

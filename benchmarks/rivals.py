@@ -53,7 +53,12 @@ class Rival:
         )
 
     def generate(self, batch: int, context: int) -> float:
-        """Seconds of a step of `generate`; on a GPU transformers compiles the step by itself."""
+        """Seconds of a step of `generate`; on a GPU transformers compiles the step by itself.
+
+        What was compiled for another batch is forgotten first: after a few of them the compiler
+        would give up in silence, or make their sizes variable.
+        """
+        torch.compiler.reset()
         times: list[float] = []
 
         def tick(ids: Tensor, scores: Tensor, **_: object) -> Tensor:
