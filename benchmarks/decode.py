@@ -17,6 +17,7 @@ from turbosparse.engine.graphs import DecodeGraphs, can_capture
 from turbosparse.models.attention import LayerCache
 from turbosparse.models.batch import FfnMode, ForwardBatch
 from turbosparse.models.decoder import Decoder
+from turbosparse.models.layers import Norm
 from turbosparse.models.random_weights import blocks
 from turbosparse.models.sequence import random_ids
 from turbosparse.models.sparsity.ffn import SparseFFN
@@ -82,8 +83,10 @@ class Step:
         """Run it once, looking at every FFN's tokens and masks."""
         found: list[tuple[int, int, int, int, int]] = []
 
-        def before(ffn: nn.Module, args: tuple[Tensor, Tensor]) -> None:
-            found.extend(_look(ffn, *args[:2]))
+        def before(ffn: nn.Module, args: tuple[Tensor, Norm]) -> None:
+            residual, norm = args[:2]
+            x = self.decoder.ops.rms_norm(residual, norm.weight, norm.eps)
+            found.extend(_look(ffn, x, residual))
 
         ffns = [layer.get_submodule("ffn") for layer in self.decoder.layers]
         hooks = [ffn.register_forward_pre_hook(before) for ffn in ffns]

@@ -16,6 +16,7 @@ from machine import processor
 from turbosparse.models.batch import FfnMode
 from turbosparse.models.config import Activation, ModelConfig
 from turbosparse.models.kernels import ops
+from turbosparse.models.layers import Norm
 from turbosparse.models.random_weights import plant_thresholds
 from turbosparse.models.sequence import sequence_batch
 from turbosparse.models.sparsity.ffn import SparseFFN
@@ -84,17 +85,19 @@ def build(args: argparse.Namespace, chosen: ops.Ops, generator: torch.Generator)
 def measure(ffn: SparseFFN, num_tokens: int, repeats: int, generator: torch.Generator) -> float:
     """Print one row; return token's time over dense's."""
     hidden = ffn.down.shape[1]
-    residual, x = (torch.randn(num_tokens, hidden, generator=generator) for _ in range(2))
+    residual = torch.randn(num_tokens, hidden, generator=generator)
+    norm = Norm(hidden, 1e-5)
+    norm.weight.fill_(1.0)
     predictor = ffn.predictor
     assert predictor is not None
-    mask = predictor.select(residual, x)
+    mask = predictor.select(residual, residual)
 
     def call(mode: FfnMode, masked: bool) -> Callable[[], object]:
         step = sequence_batch(torch.arange(num_tokens), mode)
 
         def run() -> object:
             ffn.predictor = predictor if masked else None
-            return ffn(x, residual, step, 0)
+            return ffn(residual, norm, step, 0)
 
         return run
 

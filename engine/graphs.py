@@ -30,7 +30,7 @@ class GraphKey:
 
 def can_capture(decoder: Decoder) -> bool:
     """Not where launching is computing, nor where routing asks the host."""
-    return decoder.embedding.device.type == "cuda" and not decoder.config.num_experts
+    return decoder.embedding.device.type == "cuda" and not decoder.asks_host
 
 
 def decode_sizes(max_tokens: int) -> tuple[int, ...]:

@@ -17,6 +17,14 @@ class FfnMode(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Routing:
+    """Which experts compute a token, and how much their results weigh."""
+
+    weights: Tensor  # [T, E] float32; 0: not sent there
+    num_chosen: int  # experts a token
+
+
+@dataclass(frozen=True, slots=True)
 class ForwardBatch:
     """T tokens of B requests. Tokens of one request are adjacent and in order.
 

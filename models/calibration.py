@@ -13,6 +13,7 @@ from . import calibration_cache
 from .batch import FfnMode, ForwardBatch
 from .calibration_cache import Seconds
 from .decoder import Decoder
+from .layers import Norm
 from .sequence import Observed, observe, random_ids, sequence_batch
 from .sparsity.policy import FfnPolicy
 
@@ -23,7 +24,7 @@ SAMPLE = {"cpu": 64, "cuda": 256}  # random tokens run through the model; larger
 # every layer's are read from memory, as in a decode step.
 LAYERS = 8
 RUNS = 5  # between two events: the first one's launch is in the time, those of the others are not
-Inputs = list[tuple[nn.Module, Tensor, Tensor]]  # FFNs with their x and residual, [T, hidden] each
+Inputs = list[tuple[nn.Module, Tensor, Norm]]  # FFNs with their residual [T, hidden] and norm
 
 
 @torch.inference_mode()
@@ -63,15 +64,16 @@ def _sizes(decode_sizes: Sequence[int], max_tokens: int) -> list[int]:
 def measure(decoder: Decoder, seen: Observed, sizes: Sequence[int], graphs: bool) -> Seconds:
     """Seconds that one layer's FFN takes for each size in each mode, on what it has `seen`."""
     layers = _layers(seen.active, decoder.embedding.device)
-    ffns = [decoder.layers[i].get_submodule("ffn") for i in layers]
+    names = ("ffn", "ffn_norm")
+    blocks = [[decoder.layers[i].get_submodule(name) for name in names] for i in layers]
     seconds: Seconds = {}
     for size in sizes:
         tokens = torch.arange(size, device=seen.active.device) % len(seen.logits)
         step = sequence_batch(tokens)
         inputs: Inputs = []
-        for i, ffn in zip(layers, ffns, strict=True):
-            x, residual = seen.ffn_inputs[i]
-            inputs.append((ffn, x[tokens], residual[tokens]))
+        for i, (ffn, norm) in zip(layers, blocks, strict=True):
+            assert isinstance(norm, Norm)
+            inputs.append((ffn, seen.ffn_inputs[i][1][tokens], norm))
         clocks = {
             mode: _clock(inputs, replace(step, ffn_mode=mode), graphs=graphs) for mode in FfnMode
         }
@@ -105,8 +107,8 @@ def _clock(inputs: Inputs, batch: ForwardBatch, *, graphs: bool) -> Callable[[],
     """A function that runs the FFNs once and returns the seconds that one of them took."""
 
     def run() -> None:
-        for ffn, x, residual in inputs:
-            ffn(x, residual, batch, 0)
+        for ffn, residual, norm in inputs:
+            ffn(residual, norm, batch, 0)
 
     if batch.token_ids.device.type == "cpu":
         return lambda: _wall_seconds(run) / len(inputs)

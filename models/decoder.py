@@ -18,16 +18,11 @@ RANK_MULTIPLE = 128  # columns of a tile
 
 
 class DecoderLayer(nn.Module):
-    """Attention and FFN around one residual stream.
-
-    `forward` takes what the block before left to add, so that adding and norming is one op.
-    """
+    """Attention and FFN around one residual stream."""
 
     def __init__(self, config: ModelConfig, ops: Ops, index: int, ranks: list[int]) -> None:
         super().__init__()
-        self.ops = ops
         self.index = index
-        self.residual_scale = config.residual_scale
         self.attention_norm = Norm(config.hidden_size, config.rms_eps)
         self.attention = Attention(config, ops)
         self.ffn_norm = Norm(config.hidden_size, config.rms_eps)
@@ -35,42 +30,26 @@ class DecoderLayer(nn.Module):
 
     def forward(
         self,
-        delta: Tensor | None,
         residual: Tensor,
         rope: tuple[Tensor, Tensor],
         cache: LayerCache,
         batch: ForwardBatch,
-    ) -> tuple[Tensor, Tensor]:
-        """(what is still to be added, residual) -> the same after this layer, [T, hidden] each."""
-        x, residual = add_norm(self.ops, delta, residual, self.residual_scale, self.attention_norm)
-        delta = self.attention(x, rope, cache, batch)
-        x, residual = add_norm(self.ops, delta, residual, self.residual_scale, self.ffn_norm)
-        return self.ffn(x, residual, batch, self.index), residual
-
-
-def add_norm(
-    ops: Ops, delta: Tensor | None, residual: Tensor, scale: float, norm: Norm
-) -> tuple[Tensor, Tensor]:
-    """(norm(residual + scale * delta), residual + scale * delta)."""
-    if delta is None:
-        return ops.rms_norm(residual, norm.weight, norm.eps), residual
-    return ops.add_rms_norm(delta, residual, scale, norm.weight, norm.eps)
+    ) -> Tensor:
+        """[T, hidden] -> [T, hidden]."""
+        residual = self.attention(residual, self.attention_norm, rope, cache, batch)
+        return self.ffn(residual, self.ffn_norm, batch, self.index)
 
 
 def build_ffn(config: ModelConfig, ops: Ops, ranks: list[int]) -> nn.Module:
     """One layer's FFN; `ranks` are its predictors' ranks, one an expert, empty without any."""
-
-    def one(expert: int) -> nn.Module:
-        if not config.activation.is_sparse:
-            return DenseFFN(config, ops)
-        if not ranks:
-            return SparseFFN(config, ops)
-        shape = (config.hidden_size, ranks[expert], config.num_neurons)
-        return SparseFFN(config, ops, LowRankPredictor(*shape, ops))
-
-    if config.num_experts == 0:
-        return one(0)
-    return MoE(config, ops, [one(expert) for expert in range(config.num_experts)])
+    experts = range(max(1, config.num_experts))
+    if not config.activation.is_sparse:
+        ffns = [DenseFFN(config, ops) for _ in experts]
+        return MoE(config, ops, ffns) if config.num_experts else ffns[0]
+    sizes = [(config.hidden_size, rank, config.num_neurons) for rank in ranks]
+    predictors = [LowRankPredictor(*size, ops) for size in sizes] or [None for _ in experts]
+    blocks = [SparseFFN(config, ops, predictor) for predictor in predictors]
+    return MoE(config, ops, blocks) if config.num_experts else blocks[0]
 
 
 class Decoder(nn.Module):
@@ -99,6 +78,15 @@ class Decoder(nn.Module):
             for module in self.modules():
                 if isinstance(module, LowRankPredictor):
                     module.widen(RANK_MULTIPLE)
+            for layer in self.layers:
+                moe = layer.get_submodule("ffn")
+                if isinstance(moe, MoE) and moe.stacked is None and self.ops.stacks_experts:
+                    moe.stack()
+
+    @property
+    def asks_host(self) -> bool:
+        """Whether a step waits for the host to read what its router said."""
+        return any(isinstance(m, MoE) and m.stacked is None for m in self.modules())
 
     @property
     def num_positions(self) -> int:
@@ -124,10 +112,9 @@ class Decoder(nn.Module):
         residual = self.embedding[batch.token_ids]
         if config.embed_scale != 1.0:
             residual = residual * config.embed_scale
-        delta: Tensor | None = None
         for layer, cache in zip(self.layers, caches, strict=True):
-            delta, residual = layer(delta, residual, self.rope, cache, batch)
-        return add_norm(self.ops, delta, residual, config.residual_scale, self.norm)[0]
+            residual = layer(residual, self.rope, cache, batch)
+        return self.ops.rms_norm(residual, self.norm.weight, self.norm.eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[S, hidden] -> [S, vocab] float32."""

@@ -13,17 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .attention import LayerCache
+from .batch import FfnMode, ForwardBatch
 from .config import ModelConfig
 from .decoder import Decoder
 from .kernels.ops import Ops
+from .layers import Norm
 from .recipe import Recipe
-from .sequence import random_ids, sequence_batch, sequence_cache
 from .sparsity.ffn import SparseFFN
 from .sparsity.moe import MoE
 from .sparsity.predictor import LowRankPredictor
 from .weights import assign
 
 SAMPLES = 1024  # tokens on which a predictor's thresholds are planted
+CONTEXT = 256  # of each of them
 # Neurons fire at rates drawn from Beta(SPREAD, .) with the mean asked for. 1.8 is the best fit to
 # the union over 1, 2, 4 ... 64 tokens of a dReLU model of 88 M parameters with 6.8 % active:
 # 6.8 13.0 23.3 39.4 59.2 77.5 89.2 %; the fit gives 6.8 12.9 23.4 39.3 58.9 77.3 89.8 %.
@@ -49,10 +52,36 @@ def build(
         assign(decoder, name, _draw(name, value, generator))
     decoder.prepare(device, num_positions)
     if recipe.rank:
-        ids = random_ids(decoder, SAMPLES)
         with planting(decoder, recipe.density, recipe.seed):
-            decoder.hidden(sequence_batch(ids), sequence_cache(decoder, len(ids)))
+            decoder.hidden(*_strangers(decoder, generator))
     return decoder
+
+
+def _strangers(
+    decoder: Decoder, generator: torch.Generator
+) -> tuple[ForwardBatch, list[LayerCache]]:
+    """A decode step of SAMPLES requests, each over random keys and values of its own: what a batch of
+    unrelated texts meets. One sequence would not do: what its tokens share, a neuron would learn."""
+    config, like = decoder.config, decoder.embedding
+    context = min(CONTEXT, decoder.num_positions)
+    shape = (SAMPLES, config.num_kv_heads, context, config.head_dim)
+    k, v = (like.new_empty(shape).normal_(generator=generator) for _ in range(2))
+    rows = torch.arange(SAMPLES, device=like.device)
+    ids = torch.randint(
+        0, config.vocab_size, (SAMPLES,), generator=torch.Generator().manual_seed(0)
+    )
+    batch = ForwardBatch(
+        token_ids=ids.to(like.device),
+        positions=torch.full_like(rows, context - 1),
+        slots=rows * context + context - 1,
+        request_ids=rows,
+        page_tables=rows[:, None].int(),
+        query_lens=(1,) * SAMPLES,
+        context_lens=(context,) * SAMPLES,
+        sample_at=rows,
+        ffn_mode=FfnMode.DENSE,
+    )
+    return batch, [LayerCache(k, v)] * config.num_layers
 
 
 def _draw(name: str, value: Tensor, generator: torch.Generator) -> Tensor:
@@ -72,9 +101,9 @@ def blocks(ffn: nn.Module, x: Tensor) -> Iterator[tuple[nn.Module, Tensor]]:
     if not isinstance(ffn, MoE):
         yield ffn, torch.arange(len(x), device=x.device)
         return
-    chosen = ffn.ops.linear(x, ffn.router.weight).float().topk(ffn.num_chosen).indices
+    routing = ffn.ops.route(x, ffn.router.weight, ffn.num_chosen)
     for i, expert in enumerate(ffn.experts):
-        yield expert, (chosen == i).any(1).nonzero()[:, 0]
+        yield expert, routing.weights[:, i].nonzero()[:, 0]
 
 
 @contextmanager
@@ -86,8 +115,9 @@ def planting(decoder: Decoder, density: float, seed: int) -> Generator[None]:
     """
     generator = np.random.default_rng(seed)
 
-    def before(ffn: nn.Module, args: tuple[Tensor, Tensor]) -> None:
-        x, residual = args[:2]
+    def before(ffn: nn.Module, args: tuple[Tensor, Norm]) -> None:
+        residual, norm = args[:2]
+        x = decoder.ops.rms_norm(residual, norm.weight, norm.eps)
         for block, places in blocks(ffn, x):
             assert isinstance(block, SparseFFN)
             predictor = block.predictor

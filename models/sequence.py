@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .attention import LayerCache
 from .batch import FfnMode, ForwardBatch
 from .decoder import Decoder
+from .layers import Norm
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +27,9 @@ def observe(decoder: Decoder, ids: Tensor) -> Observed:
     """Run ids [T] int64 through the decoder over a cache of their own."""
     inputs: list[tuple[Tensor, Tensor]] = []
 
-    def look(_: nn.Module, args: tuple[Tensor, Tensor]) -> None:
-        inputs.append((args[0], args[1]))
+    def look(_: nn.Module, args: tuple[Tensor, Norm]) -> None:
+        residual, norm = args[:2]
+        inputs.append((decoder.ops.rms_norm(residual, norm.weight, norm.eps), residual))
 
     active = torch.zeros(len(decoder.layers), len(ids), device=ids.device)
     hooks = [layer.get_submodule("ffn").register_forward_pre_hook(look) for layer in decoder.layers]

@@ -15,10 +15,10 @@ import torch
 from numba.core import config as numba_config
 from torch import Tensor
 
-from ..batch import FfnMode, ForwardBatch
+from ..batch import FfnMode, ForwardBatch, Routing
 from ..config import Activation
 from . import cpu_attention, cpu_draw, cpu_ffn, cpu_matmul
-from .reference import Limits
+from .reference import Limits, best_of
 
 NO_WINDOW = 1 << 60  # positions
 
@@ -47,27 +47,19 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     return out
 
 
-def add_rms_norm(
-    delta: Tensor, residual: Tensor, scale: float, weight: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    num_tokens, hidden = residual.shape
-    normed, summed = torch.empty(num_tokens, hidden), torch.empty(num_tokens, hidden)
-    cpu_matmul.add_rms_norm(
-        _at(delta),
-        _at(residual),
-        scale,
-        weight.data_ptr(),
-        eps,
-        normed.data_ptr(),
-        summed.data_ptr(),
-        num_tokens,
-        hidden,
-    )
-    return normed, summed
-
-
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return add_rms_norm(x, x, 0.0, weight, eps)[0]
+    num_tokens, hidden = x.shape
+    normed = torch.empty(num_tokens, hidden)
+    cpu_matmul.rms_norm(_at(x), weight.data_ptr(), eps, normed.data_ptr(), num_tokens, hidden)
+    return normed
+
+
+def norm_linear(x: Tensor, norm: Tensor, eps: float, weight: Tensor) -> Tensor:
+    return linear(rms_norm(x, norm, eps), weight)
+
+
+def linear_add(x: Tensor, weight: Tensor, residual: Tensor, scale: float) -> Tensor:
+    return torch.add(residual, linear(x, weight), alpha=scale)
 
 
 def rotate_and_store(
@@ -200,6 +192,33 @@ def ffn(
         get_num_threads(),
     )
     return out
+
+
+def norm_gated(
+    x: Tensor, norm: Tensor, eps: float, gate_up: Tensor, activation: Activation
+) -> Tensor:
+    return gated(rms_norm(x, norm, eps), gate_up, activation, 0.0)
+
+
+def ffn_add(
+    residual: Tensor,
+    norm: Tensor,
+    eps: float,
+    gate_up: Tensor,
+    down: Tensor,
+    mask: Tensor | None,
+    activation: Activation,
+    threshold: float,
+    mode: FfnMode,
+    scale: float,
+) -> Tensor:
+    x = rms_norm(residual, norm, eps)
+    delta = ffn(x, gate_up, down, mask, activation, threshold, mode)
+    return torch.add(residual, delta, alpha=scale)
+
+
+def route(x: Tensor, router: Tensor, num_chosen: int) -> Routing:
+    return best_of(linear(x, router), num_chosen)
 
 
 def draw(logits: Tensor, temperature: Tensor, points: Tensor, limits: Limits | None) -> Tensor:

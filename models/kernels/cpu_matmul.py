@@ -49,17 +49,12 @@ def _linear(x, w, out):
 
 
 @kernel()
-def add_rms_norm(
-    delta_at, residual_at, scale, weight_at, eps, normed_at, summed_at, num_tokens, hidden
-):
+def rms_norm(x_at, weight_at, eps, normed_at, num_tokens, hidden):
     shape = (num_tokens, hidden)
-    delta, residual = floats(delta_at, shape), floats(residual_at, shape)
-    normed, summed = floats(normed_at, shape), floats(summed_at, shape)
-    weight, eps, scale = floats(weight_at, (hidden,)), np.float32(eps), np.float32(scale)
+    x, normed = floats(x_at, shape), floats(normed_at, shape)
+    weight, eps = floats(weight_at, (hidden,)), np.float32(eps)
     for t in range(num_tokens):
-        for k in range(hidden):
-            summed[t, k] = residual[t, k] + scale * delta[t, k]
-        square = dot(summed, t, summed, t)
+        square = dot(x, t, x, t)
         inverse = np.float32(1) / np.sqrt(square / np.float32(hidden) + eps)
         for k in range(hidden):
-            normed[t, k] = summed[t, k] * inverse * weight[k]
+            normed[t, k] = x[t, k] * inverse * weight[k]

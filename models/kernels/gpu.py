@@ -1,7 +1,7 @@
 """GPU kernels in Triton: the ops of `reference` for a CUDA device, none of which asks the host
 anything about what it computes.
 
-Dense products of many tokens are cuBLAS's. TOKEN and UNION are one path here: only the rows that some
+Dense products of many tokens are cuBLAS's. TOKEN and UNION are one path: only the rows that some
 token keeps are read, and each token's own mask is applied.
 """
 
@@ -11,11 +11,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..batch import FfnMode, ForwardBatch
+from ..batch import FfnMode, ForwardBatch, Routing
 from ..config import Activation
-from . import gpu_attention, gpu_draw, gpu_linear, gpu_norm, gpu_predict, gpu_prefill, gpu_sparse
+from . import (
+    gpu_attention,
+    gpu_draw,
+    gpu_experts,
+    gpu_ffn_few,
+    gpu_ffn_one,
+    gpu_gated,
+    gpu_linear,
+    gpu_norm,
+    gpu_predict,
+    gpu_prefill,
+    reference,
+)
 from .gpu_linear import Epilogue
 from .reference import Limits
+from .sizes import power_of_two_in
 
 FEW = 16
 
@@ -32,18 +45,23 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return gpu_norm.rms_norm(x, weight, eps)
 
 
-def add_rms_norm(
-    delta: Tensor, residual: Tensor, scale: float, weight: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    return gpu_norm.add_rms_norm(delta, residual, scale, weight, eps)
-
-
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """Up to 16 tokens in Triton; from there on cuBLAS reads the weights as fast."""
-    if x.shape[0] <= FEW and gpu_linear.fits(x, weight):
-        out = torch.empty(x.shape[0], weight.shape[0], dtype=x.dtype, device=x.device)
-        return gpu_linear.multiply(x, weight, out, Epilogue.NONE)
+    if _few(x, weight):
+        return gpu_linear.multiply(x, weight, _rows(x, weight.shape[0]))
     return F.linear(x, weight)
+
+
+def norm_linear(x: Tensor, norm: Tensor, eps: float, weight: Tensor) -> Tensor:
+    if x.shape[0] == 1:
+        return gpu_linear.multiply(x, weight, _rows(x, weight.shape[0]), norm=norm, eps=eps)
+    return linear(rms_norm(x, norm, eps), weight)
+
+
+def linear_add(x: Tensor, weight: Tensor, residual: Tensor, scale: float) -> Tensor:
+    if _few(x, weight):
+        return gpu_linear.multiply(x, weight, torch.empty_like(residual), add=residual, scale=scale)
+    return torch.addmm(residual, x, weight.T, alpha=scale)
 
 
 def attention(
@@ -74,7 +92,19 @@ def predict(residual: Tensor, fc1: Tensor, fc2: Tensor, threshold: float | Tenso
 
 def gated(x: Tensor, gate_up: Tensor, activation: Activation, threshold: float) -> Tensor:
     projected = linear(x, gate_up.view(-1, x.shape[1]))
-    return gpu_sparse.activated(projected, None, activation, threshold)
+    return gpu_gated.activated(projected, None, activation, threshold)
+
+
+def norm_gated(
+    x: Tensor, norm: Tensor, eps: float, gate_up: Tensor, activation: Activation
+) -> Tensor:
+    rows = gate_up.view(-1, x.shape[1])
+    if not _few(x, rows) or activation is not Activation.SILU:
+        return gated(rms_norm(x, norm, eps), gate_up, activation, 0.0)
+    out = _rows(x, gate_up.shape[0])
+    if x.shape[0] == 1:
+        return gpu_linear.multiply(x, rows, out, Epilogue.GATED, norm=norm, eps=eps)
+    return gpu_linear.multiply(rms_norm(x, norm, eps), rows, out, Epilogue.GATED)
 
 
 def ffn(
@@ -87,14 +117,103 @@ def ffn(
     mode: FfnMode,
 ) -> Tensor:
     """Without a mask the gate is one: it is computed first, and names the rows to read."""
-    (num_tokens, hidden), num_neurons = x.shape, gate_up.shape[0]
-    if mode is FfnMode.DENSE or not gpu_sparse.fits(num_tokens, hidden, num_neurons, 1):
-        projected = F.linear(x, gate_up.view(-1, hidden))
-        return gpu_sparse.activated(projected, mask, activation, threshold) @ down
+    if not _skips(x, gate_up, mode):
+        return _all_values(x, gate_up, mask, activation, threshold) @ down
     if mask is None:
-        mask = gpu_predict.opened(x, gate_up[:, :hidden], activation, threshold)
-    return gpu_sparse.sparse(x, gate_up, down, mask, activation, threshold)
+        mask = gpu_predict.opened(x, gate_up[:, : x.shape[1]], activation, threshold)
+    kernels = gpu_ffn_one if x.shape[0] == 1 else gpu_ffn_few
+    return kernels.sparse(x, gate_up, down, mask, activation, threshold)
+
+
+def ffn_add(
+    residual: Tensor,
+    norm: Tensor,
+    eps: float,
+    gate_up: Tensor,
+    down: Tensor,
+    mask: Tensor | None,
+    activation: Activation,
+    threshold: float,
+    mode: FfnMode,
+    scale: float,
+) -> Tensor:
+    weights = (gate_up, down)
+    if residual.shape[0] == 1 and mask is not None and _skips(residual, gate_up, mode):
+        return gpu_ffn_one.sparse(
+            residual, *weights, mask, activation, threshold,
+            norm=norm, eps=eps, add=residual, scale=scale,
+        )  # fmt: skip
+    x = rms_norm(residual, norm, eps)
+    if not _skips(x, gate_up, mode):
+        values = _all_values(x, gate_up, mask, activation, threshold)
+        return torch.addmm(residual, values, down, alpha=scale)
+    if mask is None:
+        mask = gpu_predict.opened(x, gate_up[:, : x.shape[1]], activation, threshold)
+    kernels = gpu_ffn_one if x.shape[0] == 1 else gpu_ffn_few
+    return kernels.sparse(x, *weights, mask, activation, threshold, add=residual, scale=scale)
+
+
+def route(x: Tensor, router: Tensor, num_chosen: int) -> Routing:
+    return Routing(gpu_norm.route(x, router, num_chosen), num_chosen)
+
+
+def predict_experts(
+    residual: Tensor, fc1: Tensor, fc2: Tensor, threshold: float, routing: Routing
+) -> Tensor:
+    num_tokens, num_experts = routing.weights.shape
+    ranks, neurons = fc1.shape[0] // num_experts, fc2.shape[0] // num_experts
+    tiled = min(power_of_two_in(ranks), power_of_two_in(neurons)) >= 16
+    if num_tokens == 1 or (num_tokens <= gpu_linear.MAX_TOKENS and tiled):
+        return gpu_predict.predict(residual, fc1, fc2, threshold, routing.weights)
+    if residual.dtype is not torch.bfloat16:
+        return reference.predict_experts(residual, fc1, fc2, threshold, routing)
+    return gpu_experts.predict(residual, fc1, fc2, threshold, routing)
+
+
+def experts(
+    x: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    mask: Tensor,
+    activation: Activation,
+    threshold: float,
+    mode: FfnMode,
+    routing: Routing,
+) -> Tensor:
+    """DENSE computes all neurons of the experts that a token was sent to, and of no others."""
+    (num_tokens, hidden), num_experts = x.shape, routing.weights.shape[1]
+    weights, arguments = (gate_up, down), (mask, activation, threshold)
+    fits = gpu_ffn_few.fits(num_tokens, hidden, gate_up.shape[0] // num_experts, num_experts)
+    if mode is FfnMode.DENSE or not (num_tokens == 1 or fits):
+        if x.dtype is not torch.bfloat16:
+            return reference.experts(x, *weights, *arguments, mode, routing)
+        return gpu_experts.ffn(x, *weights, *arguments, routing)
+    kernels = gpu_ffn_one if num_tokens == 1 else gpu_ffn_few
+    return kernels.sparse(x, *weights, *arguments, routing=routing.weights)
 
 
 def draw(logits: Tensor, temperature: Tensor, points: Tensor, limits: Limits | None) -> Tensor:
     return gpu_draw.draw(logits, temperature, points, limits)
+
+
+def _few(x: Tensor, weight: Tensor) -> bool:
+    return x.shape[0] <= FEW and gpu_linear.fits(x, weight)
+
+
+def _skips(x: Tensor, gate_up: Tensor, mode: FfnMode) -> bool:
+    """Whether the neurons that no token keeps are not read."""
+    (num_tokens, hidden), num_neurons = x.shape, gate_up.shape[0]
+    if mode is FfnMode.DENSE:
+        return False
+    return num_tokens == 1 or gpu_ffn_few.fits(num_tokens, hidden, num_neurons, 1)
+
+
+def _all_values(
+    x: Tensor, gate_up: Tensor, mask: Tensor | None, activation: Activation, threshold: float
+) -> Tensor:
+    projected = F.linear(x, gate_up.view(-1, x.shape[1]))
+    return gpu_gated.activated(projected, mask, activation, threshold)
+
+
+def _rows(x: Tensor, width: int) -> Tensor:
+    return torch.empty(x.shape[0], width, dtype=x.dtype, device=x.device)

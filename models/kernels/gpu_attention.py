@@ -1,6 +1,7 @@
-# pyright: basic, reportArgumentType=false, reportCallIssue=false, reportMissingImports=false
-"""Triton: rotate queries and keys, store keys and values, and attend over pages: in one kernel where
-every token is a request's only one, as when decoding."""
+# pyright: basic, reportArgumentType=false, reportCallIssue=false
+# pyright: reportMissingImports=false, reportGeneralTypeIssues=false
+"""Triton: rotate queries and keys, store keys and values, and attend over pages: in one kernel
+where every token is a request's only one, as when decoding."""
 
 import torch
 import triton
@@ -181,8 +182,12 @@ def decode_kernel(
         row = ((page * num_kv_heads + kv_head) * page_size + at % page_size) * HEAD_DIM
         seen = (at <= position) & (at > position - window)
         keys = k_ptr + row[:, None] + h[None, :]
-        k1 = tl.load(keys, mask=seen[:, None] & (h < half)[None, :], other=0.0)
-        k2 = tl.load(keys + half, mask=seen[:, None] & (h < half)[None, :], other=0.0)
+        if half == HALF:  # what is not seen is no part of a score
+            k1 = tl.load(keys)
+            k2 = tl.load(keys + half)
+        else:
+            k1 = tl.load(keys, mask=(h < half)[None, :], other=0.0)
+            k2 = tl.load(keys + half, mask=(h < half)[None, :], other=0.0)
         whole_v = seen[:, None] & (d < HEAD_DIM)[None, :]
         v = tl.load(v_ptr + row[:, None] + d[None, :], mask=whole_v, other=0.0)
         scores = tl.dot(q1, tl.trans(k1), input_precision="ieee")

@@ -1,4 +1,5 @@
-# pyright: basic, reportArgumentType=false, reportCallIssue=false, reportMissingImports=false
+# pyright: basic, reportArgumentType=false, reportCallIssue=false
+# pyright: reportMissingImports=false, reportGeneralTypeIssues=false
 """Triton: `x @ weight.T` for few tokens, where reading the weights is all that takes time.
 
 One token: every program asks for its rows at once, before it even waits for `x`. A few: tiles on
@@ -24,29 +25,42 @@ ELEMENTS = 16384  # of the weights that a program of one token holds
 
 
 class Epilogue(IntEnum):
-    """What becomes of a sum."""
+    """What becomes of the sums."""
 
     NONE = 0
     RELU = 1
-    MASK = 2  # whether it exceeds the threshold
+    MASK = 2  # whether one exceeds the threshold
+    GATED = 3  # SwiGLU of pairs of rows, a gate's before an up's
 
 
 @triton.jit
 def _finish(y, threshold, EPILOGUE: tl.constexpr, KIND: tl.constexpr):
+    """Sums [rows] or [rows, T] -> what is stored, of half as many rows where they are pairs."""
     if EPILOGUE == 1:
         y = tl.maximum(y, 0.0)
     if EPILOGUE == 2:
         y = y > threshold
+    if EPILOGUE == 3:
+        if len(y.shape) == 1:
+            gate, up = tl.split(tl.reshape(y, (y.shape[0] // 2, 2)))
+        else:
+            pairs = tl.reshape(y, (y.shape[0] // 2, 2, y.shape[1]))
+            gate, up = tl.split(tl.permute(pairs, (0, 2, 1)))
+        y = gate * tl.sigmoid(gate) * up
     return y.to(KIND)
 
 
 @triton.jit
 def one_kernel(
     x_ptr,
+    norm_ptr,
     weight_ptr,
+    add_ptr,
     out_ptr,
     routing_ptr,
     threshold,
+    eps,
+    scale,
     num_rows,
     expert_rows,
     WIDTH: tl.constexpr,
@@ -54,17 +68,21 @@ def one_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     EPILOGUE: tl.constexpr,
+    NORM: tl.constexpr,
+    ADD: tl.constexpr,
     PER_EXPERT: tl.constexpr,
     ROUTED: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """One token, [WIDTH] x [rows, WIDTH], row r at r * STRIDE.
 
+    NORM: x is normed first. ADD: the result is scaled and added to another row.
     ROUTED: `expert_rows` rows belong to an expert, who is skipped where the router gave it nothing.
     PER_EXPERT: each expert has an x of its own.
     """
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
+    steps: tl.constexpr = (WIDTH + BLOCK_K - 1) // BLOCK_K
     expert = 0
     if PDL:
         gdc_launch_dependents()
@@ -76,34 +94,56 @@ def one_kernel(
             return
     row = weight_ptr + tl.minimum(rows, num_rows - 1).to(tl.int64)[:, None] * STRIDE
     weights = ()
-    for step in tl.static_range(tl.cdiv(WIDTH, BLOCK_K)):
+    for step in tl.static_range(steps):
         at = step * BLOCK_K + k
         if WIDTH % BLOCK_K == 0:
-            weights = weights + (tl.load(row + at[None, :]),)
+            weights = weights + (tl.load(row + at[None, :]),)  # noqa: RUF005
         else:
-            weights = weights + (tl.load(row + at[None, :], mask=(at < WIDTH)[None, :], other=0.0),)
+            tile = tl.load(row + at[None, :], mask=(at < WIDTH)[None, :], other=0.0)
+            weights = weights + (tile,)  # noqa: RUF005
     if PDL and not ROUTED:
         gdc_wait()
     if PER_EXPERT:
         x_ptr += expert * WIDTH
+    factor = 1.0
+    if NORM:
+        square = 0.0
+        for step in tl.static_range(steps):
+            at = step * BLOCK_K + k
+            x = tl.load(x_ptr + at, mask=at < WIDTH, other=0.0).to(tl.float32)
+            square += tl.sum(x * x, 0)
+        factor = tl.rsqrt(square / WIDTH + eps)
+    kind = x_ptr.dtype.element_ty
     acc = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-    for step in tl.static_range(tl.cdiv(WIDTH, BLOCK_K)):
+    for step in tl.static_range(steps):
         at = step * BLOCK_K + k
         x = tl.load(x_ptr + at, mask=at < WIDTH, other=0.0).to(tl.float32)
+        if NORM:
+            norm = tl.load(norm_ptr + at, mask=at < WIDTH, other=0.0).to(tl.float32)
+            x = ((x * factor).to(kind).to(tl.float32) * norm).to(kind).to(tl.float32)
         acc += weights[step].to(tl.float32) * x[None, :]
-    y = _finish(tl.sum(acc, 1), threshold, EPILOGUE, out_ptr.dtype.element_ty)
-    tl.store(out_ptr + rows, y, mask=rows < num_rows)
+    y = tl.sum(acc, 1)
+    if ADD:
+        y = y * scale + tl.load(add_ptr + rows, mask=rows < num_rows, other=0.0).to(tl.float32)
+    y = _finish(y, threshold, EPILOGUE, out_ptr.dtype.element_ty)
+    if EPILOGUE == 3:
+        rows = tl.program_id(0) * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+        tl.store(out_ptr + rows, y, mask=rows < num_rows // 2)
+    else:
+        tl.store(out_ptr + rows, y, mask=rows < num_rows)
 
 
 @triton.jit
 def few_kernel(
     x_ptr,
     weight_ptr,
+    add_ptr,
     out_ptr,
     partial_ptr,
     counter_ptr,
     routing_ptr,
     threshold,
+    scale,
     num_tokens,
     num_rows,
     x_stride,
@@ -117,6 +157,7 @@ def few_kernel(
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
     EPILOGUE: tl.constexpr,
+    ADD: tl.constexpr,
     PER_EXPERT: tl.constexpr,
     ROUTED: tl.constexpr,
     PDL: tl.constexpr,
@@ -162,11 +203,18 @@ def few_kernel(
             acc = tl.zeros((BLOCK_N, TOKENS), tl.float32)
             for part in tl.static_range(SPLITS):
                 acc += tl.load(place + part * BLOCK_N * TOKENS, cache_modifier=".cg")
+        at = t[None, :] * num_rows + rows[:, None]
+        inside = (t[None, :] < num_tokens) & (rows[:, None] < num_rows)
+        if ADD:
+            acc = acc * scale + tl.load(add_ptr + at, mask=inside, other=0.0).to(tl.float32)
         y = _finish(acc, threshold, EPILOGUE, out_ptr.dtype.element_ty)
         if EPILOGUE == 2:
             y = tl.where(routed[None, :], y, 0)
-        inside = (t[None, :] < num_tokens) & (rows[:, None] < num_rows)
-        tl.store(out_ptr + t[None, :] * num_rows + rows[:, None], y, mask=inside)
+        if EPILOGUE == 3:
+            pair = tile * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+            at = t[None, :] * (num_rows // 2) + pair[:, None]
+            inside = (t[None, :] < num_tokens) & (pair[:, None] < num_rows // 2)
+        tl.store(out_ptr + at, y, mask=inside)
 
 
 def fits(x: Tensor, weight: Tensor) -> bool:
@@ -179,78 +227,104 @@ def multiply(
     x: Tensor,
     weight: Tensor,
     out: Tensor,
-    epilogue: Epilogue,
-    threshold: float = 0.0,
-    routing: Tensor | None = None,
+    epilogue: Epilogue = Epilogue.NONE,
     *,
+    threshold: float = 0.0,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+    add: Tensor | None = None,
+    scale: float = 1.0,
+    routing: Tensor | None = None,
     per_expert: bool = False,
 ) -> Tensor:
-    """out [T, rows] = epilogue(x [T, WIDTH] @ weight.T), for shapes that `fits`.
+    """out [T, rows] = epilogue(add + scale * (x [T, WIDTH] @ weight.T)), for shapes that `fits`.
 
-    weight [rows, WIDTH], of any row stride. With routing [T, E] float32, the rows are E experts'
-    one after the other, [E, rows / E, WIDTH]: those whom no token was sent to are left as they
-    are, and a mask is false for a token that was sent elsewhere. With `per_expert` x is
-    [T, E * WIDTH], a part for each.
+    weight [rows, WIDTH], of any row stride. x is normed by norm [WIDTH] and eps first: for one
+    token here, for more before the call. With routing [T, E] float32, the rows are E experts' one
+    after the other, [E, rows / E, WIDTH]: those whom no token was sent to are left as they are, and
+    a mask is false for a token that was sent elsewhere. With `per_expert` x is [T, E * WIDTH], a
+    part for each.
     """
-    num_tokens, (num_rows, width) = x.shape[0], weight.shape
-    num_experts = 1 if routing is None else routing.shape[1]
-    assert out.shape == (num_tokens, num_rows), (out.shape, num_tokens, num_rows)
-    assert weight.stride(1) == 1 and x.is_contiguous(), (weight.stride(), x.stride())  # noqa: PT018
-    expert_rows = num_rows // num_experts
+    num_rows, num_experts = weight.shape[0], 1 if routing is None else routing.shape[1]
+    assert weight.stride(1) == 1, weight.stride()
+    assert x.is_contiguous(), x.stride()
+    assert norm is None or x.shape[0] == 1, x.shape
     shared = {
-        "WIDTH": width,
+        "WIDTH": weight.shape[1],
         "STRIDE": weight.stride(0),
         "EPILOGUE": int(epilogue),
+        "ADD": add is not None,
         "PER_EXPERT": per_expert,
         "ROUTED": routing is not None,
         **overlap(x.device),
     }
-    if num_tokens == 1:
-        columns = power_of_two_in(width)
-        columns = min(4096, columns) if columns >= 64 else power_of_two(width)
-        rows = min(8, power_of_two(max(1, ELEMENTS // width + 1) // 2 or 1), expert_rows)
-        rows = rows if expert_rows % rows == 0 or routing is None else 1
-        one_kernel[(ceil_div(num_rows, rows),)](
-            x,
-            weight,
-            out,
-            routing,
-            threshold,
-            num_rows,
-            expert_rows,
-            BLOCK_N=rows,
-            BLOCK_K=columns,
-            num_warps=8 if columns >= 1024 else 4,
-            **shared,
-        )
-        return out
-    rows = min(ROWS, power_of_two_in(expert_rows)) if num_experts > 1 else ROWS
-    rows = max(16, rows)
+    expert_rows = num_rows // num_experts
+    if x.shape[0] > 1:
+        return _few(x, weight, add, out, routing, threshold, scale, expert_rows, shared)
+    width = weight.shape[1]
+    columns = power_of_two_in(width)
+    columns = min(4096, columns) if columns >= 64 else power_of_two(width)
+    rows = min(8, max(1, power_of_two(ELEMENTS // width + 1) // 2))
+    if epilogue is Epilogue.GATED or expert_rows % rows:
+        rows = 2 if expert_rows % 2 == 0 else 1
+    if epilogue is Epilogue.GATED and width <= 4096:
+        rows = 4
+    one_kernel[(ceil_div(num_rows, rows),)](
+        x,
+        norm,
+        weight,
+        add,
+        out,
+        routing,
+        threshold,
+        eps,
+        scale,
+        num_rows,
+        expert_rows,
+        BLOCK_N=rows,
+        BLOCK_K=columns,
+        NORM=norm is not None,
+        num_warps=8 if columns >= 1024 else 4,
+        **shared,
+    )
+    return out
+
+
+def _few(
+    x: Tensor,
+    weight: Tensor,
+    add: Tensor | None,
+    out: Tensor,
+    routing: Tensor | None,
+    threshold: float,
+    scale: float,
+    expert_rows: int,
+    shared: dict[str, int | bool],
+) -> Tensor:
+    num_tokens, (num_rows, width), device = x.shape[0], weight.shape, x.device
+    rows = ROWS if routing is None else max(16, min(ROWS, power_of_two_in(expert_rows)))
     columns = min(128, power_of_two_in(width))
     tiles, splits = ceil_div(num_rows, rows), 1
     while tiles * splits < PROGRAMS and width % (2 * splits * columns) == 0 and splits < 8:
         splits *= 2
-    tokens = power_of_two(max(16, num_tokens))
-    partial = torch.empty(
-        (tiles * splits * rows * tokens if splits > 1 else 0),
-        dtype=torch.float32,
-        device=x.device,
-    )
-    half = x.element_size() == 2
+    tokens, half = power_of_two(max(16, num_tokens)), x.element_size() == 2
+    size = tiles * splits * rows * tokens if splits > 1 else 0
     few_kernel[(tiles, splits)](
         x,
         weight,
+        add,
         out,
-        partial,
-        counters(x.device),
+        torch.empty(size, dtype=torch.float32, device=device),
+        counters(device),
         routing,
         threshold,
+        scale,
         num_tokens,
         num_rows,
         x.shape[1],
         expert_rows,
         SPLITS=splits,
-        EXPERTS=num_experts,
+        EXPERTS=1 if routing is None else routing.shape[1],
         TOKENS=tokens,
         BLOCK_N=rows,
         BLOCK_K=columns if half else min(32, columns),

@@ -1,5 +1,5 @@
 # pyright: basic, reportArgumentType=false, reportCallIssue=false, reportMissingImports=false
-"""Triton: the root-mean-square norm, with the residual's addition before it in the same pass."""
+"""Triton: the root-mean-square norm, and the router of a mixture of experts."""
 
 import torch
 import triton
@@ -12,81 +12,92 @@ from .sizes import power_of_two
 
 
 @triton.jit
-def norm_kernel(
-    delta_ptr,
-    residual_ptr,
-    weight_ptr,
-    normed_ptr,
-    sum_ptr,
-    scale,
-    eps,
-    hidden,
-    ADD: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PDL: tl.constexpr,
-):
+def norm_kernel(x_ptr, weight_ptr, normed_ptr, eps, hidden, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """One token; rounds to the storage type where the reference does."""
-    at = tl.program_id(0).to(tl.int64) * hidden + tl.arange(0, BLOCK)
-    inside = tl.arange(0, BLOCK) < hidden
+    k = tl.arange(0, BLOCK)
     kind = normed_ptr.dtype.element_ty
     if PDL:
         gdc_launch_dependents()
-    weight = tl.load(weight_ptr + tl.arange(0, BLOCK), mask=inside, other=0.0).to(tl.float32)
+    weight = tl.load(weight_ptr + k, mask=k < hidden, other=0.0).to(tl.float32)
     if PDL:
         gdc_wait()
-    x = tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    if ADD:
-        x += (
-            (tl.load(delta_ptr + at, mask=inside, other=0.0).to(tl.float32) * scale)
-            .to(kind)
-            .to(tl.float32)
-        )
-        rounded = x.to(kind)
-        tl.store(sum_ptr + at, rounded, mask=inside)
-        x = rounded.to(tl.float32)
+    at = tl.program_id(0).to(tl.int64) * hidden + k
+    x = tl.load(x_ptr + at, mask=k < hidden, other=0.0).to(tl.float32)
     factor = tl.rsqrt(tl.sum(x * x, 0) / hidden + eps)
     normed = (x * factor).to(kind).to(tl.float32) * weight
-    tl.store(normed_ptr + at, normed.to(kind), mask=inside)
+    tl.store(normed_ptr + at, normed.to(kind), mask=k < hidden)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`reference.rms_norm`."""
+    num_tokens, hidden = x.shape
     normed = torch.empty_like(x)
-    _launch(x, x, weight, normed, x, 1.0, eps, False)
+    norm_kernel[(num_tokens,)](
+        x,
+        weight,
+        normed,
+        eps,
+        hidden,
+        BLOCK=power_of_two(hidden),
+        num_warps=8 if hidden > 1024 else 2,
+        **overlap(x.device),
+    )
     return normed
 
 
-def add_rms_norm(
-    delta: Tensor, residual: Tensor, scale: float, weight: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    """`reference.add_rms_norm`."""
-    normed, total = torch.empty_like(residual), torch.empty_like(residual)
-    _launch(delta, residual, weight, normed, total, scale, eps, True)
-    return normed, total
+@triton.jit
+def route_kernel(
+    x_ptr,
+    router_ptr,
+    weights_ptr,
+    hidden,
+    num_experts,
+    num_chosen,
+    EXPERTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """One token: of equally likely experts the first."""
+    t = tl.program_id(0).to(tl.int64)
+    e = tl.arange(0, EXPERTS)
+    k = tl.arange(0, BLOCK)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    acc = tl.zeros((EXPERTS, BLOCK), tl.float32)
+    for start in range(0, hidden, BLOCK):
+        at = start + k
+        x = tl.load(x_ptr + t * hidden + at, mask=at < hidden, other=0.0).to(tl.float32)
+        whole = (e < num_experts)[:, None] & (at < hidden)[None, :]
+        router = tl.load(router_ptr + e[:, None] * hidden + at[None, :], mask=whole, other=0.0)
+        acc += router.to(tl.float32) * x[None, :]
+    kind = x_ptr.dtype.element_ty
+    logits = tl.sum(acc, 1).to(kind).to(tl.float32)  # as the reference's product
+    logits = tl.where(e < num_experts, logits, float("-inf"))
+    odds = tl.exp(logits - tl.max(logits, 0))
+    left, chosen = odds, tl.zeros((EXPERTS,), tl.float32)
+    for _ in range(num_chosen):
+        best = tl.argmax(left, 0)
+        chosen = tl.where(e == best, odds, chosen)
+        left = tl.where(e == best, -1.0, left)
+    weights = chosen / tl.sum(chosen, 0)
+    tl.store(weights_ptr + t * num_experts + e, weights, mask=e < num_experts)
 
 
-def _launch(
-    delta: Tensor,
-    residual: Tensor,
-    weight: Tensor,
-    normed: Tensor,
-    total: Tensor,
-    scale: float,
-    eps: float,
-    add: bool,
-) -> None:
-    num_tokens, hidden = residual.shape
-    norm_kernel[(num_tokens,)](
-        delta,
-        residual,
-        weight,
-        normed,
-        total,
-        scale,
-        eps,
+def route(x: Tensor, router: Tensor, num_chosen: int) -> Tensor:
+    """`reference.route`'s weights, [T, E] float32."""
+    (num_tokens, hidden), num_experts = x.shape, router.shape[0]
+    weights = torch.empty(num_tokens, num_experts, dtype=torch.float32, device=x.device)
+    route_kernel[(num_tokens,)](
+        x,
+        router,
+        weights,
         hidden,
-        ADD=add,
-        BLOCK=power_of_two(hidden),
-        num_warps=8 if hidden > 1024 else 2,
-        **overlap(residual.device),
+        num_experts,
+        num_chosen,
+        EXPERTS=power_of_two(num_experts),
+        BLOCK=min(1024, power_of_two(hidden)),
+        num_warps=8,
+        **overlap(x.device),
     )
+    return weights

@@ -33,7 +33,15 @@ def predict(
     mask = torch.empty(num_tokens, fc2.shape[0], dtype=torch.uint8, device=device)
     gpu_linear.multiply(residual, fc1, hidden, Epilogue.RELU, routing=routing)
     per_expert = routing is not None
-    gpu_linear.multiply(hidden, fc2, mask, Epilogue.MASK, threshold, routing, per_expert=per_expert)
+    gpu_linear.multiply(
+        hidden,
+        fc2,
+        mask,
+        Epilogue.MASK,
+        threshold=threshold,
+        routing=routing,
+        per_expert=per_expert,
+    )
     return mask.view(torch.bool)
 
 
@@ -53,4 +61,5 @@ def opened(x: Tensor, gate: Tensor, activation: Activation, threshold: float) ->
     bound = 0.0
     if activation is Activation.FATRELU:  # open at the threshold, where `>` is still shut
         bound = float(np.nextafter(np.float32(threshold), -np.inf, dtype=np.float32))
-    return gpu_linear.multiply(x, gate, mask, Epilogue.MASK, bound).view(torch.bool)
+    gpu_linear.multiply(x, gate, mask, Epilogue.MASK, threshold=bound)
+    return mask.view(torch.bool)

@@ -16,7 +16,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..batch import FfnMode, ForwardBatch
+from ..batch import FfnMode, ForwardBatch, Routing
 from ..config import Activation
 from .reference import Limits
 
@@ -29,15 +29,40 @@ class Ops:
     """One implementation of each op; meanings, shapes and arguments are those of `reference`."""
 
     linear: Callable[[Tensor, Tensor], Tensor]
+    norm_linear: Callable[[Tensor, Tensor, float, Tensor], Tensor]
+    linear_add: Callable[[Tensor, Tensor, Tensor, float], Tensor]
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
-    add_rms_norm: Callable[[Tensor, Tensor, float, Tensor, float], tuple[Tensor, Tensor]]
     attention: Callable[
         [Tensor, Tensor, Tensor, Tensor, Tensor, ForwardBatch, float, int | None], Tensor
     ]
     predict: Callable[[Tensor, Tensor, Tensor, float | Tensor], Tensor]
     gated: Callable[[Tensor, Tensor, Activation, float], Tensor]
+    norm_gated: Callable[[Tensor, Tensor, float, Tensor, Activation], Tensor]
     ffn: Callable[[Tensor, Tensor, Tensor, Tensor | None, Activation, float, FfnMode], Tensor]
+    ffn_add: Callable[
+        [
+            Tensor,
+            Tensor,
+            float,
+            Tensor,
+            Tensor,
+            Tensor | None,
+            Activation,
+            float,
+            FfnMode,
+            float,
+        ],
+        Tensor,
+    ]
+    route: Callable[[Tensor, Tensor, int], Routing]
+    predict_experts: Callable[[Tensor, Tensor, Tensor, float, Routing], Tensor]
+    experts: Callable[[Tensor, Tensor, Tensor, Tensor, Activation, float, FfnMode, Routing], Tensor]
     draw: Callable[[Tensor, Tensor, Tensor, Limits | None], Tensor]
+
+    @property
+    def stacks_experts(self) -> bool:
+        """Whether experts are to be computed as one, and not in turn."""
+        return self.chosen()["experts"] == "gpu"
 
     def chosen(self) -> dict[str, str]:
         """Op -> the backend that runs it, for the start-up log and `/health`."""

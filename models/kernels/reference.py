@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..batch import FfnMode, ForwardBatch
+from ..batch import FfnMode, ForwardBatch, Routing
 from ..config import Activation
 
 Limits = tuple[Tensor, Tensor, Tensor]  # top_k, top_p, min_p, for `draw`
@@ -33,12 +33,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return weight * (x32 * scale).to(x.dtype)
 
 
-def add_rms_norm(
-    delta: Tensor, residual: Tensor, scale: float, weight: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    """`residual + scale * delta`, and its norm: -> (normed, new residual), both [T, hidden]."""
-    residual = residual + scale * delta if scale != 1.0 else residual + delta
-    return rms_norm(residual, weight, eps), residual
+def norm_linear(x: Tensor, norm: Tensor, eps: float, weight: Tensor) -> Tensor:
+    """`rms_norm`, then `linear`."""
+    return linear(rms_norm(x, norm, eps), weight)
+
+
+def linear_add(x: Tensor, weight: Tensor, residual: Tensor, scale: float) -> Tensor:
+    """`residual + scale * linear(x, weight)`: [T, in], [out, in], [T, out] -> [T, out]."""
+    return residual + scale * linear(x, weight)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -182,6 +184,74 @@ def ffn(
         rows = mask[t].nonzero().squeeze(1)
         out[t] = (gated(x[t, None], gate_up[rows], activation, threshold) @ down[rows])[0]
     return out
+
+
+def norm_gated(
+    x: Tensor, norm: Tensor, eps: float, gate_up: Tensor, activation: Activation
+) -> Tensor:
+    """`rms_norm`, then `gated`, for an activation without a threshold."""
+    return gated(rms_norm(x, norm, eps), gate_up, activation, 0.0)
+
+
+def ffn_add(
+    residual: Tensor,
+    norm: Tensor,
+    eps: float,
+    gate_up: Tensor,
+    down: Tensor,
+    mask: Tensor | None,
+    activation: Activation,
+    threshold: float,
+    mode: FfnMode,
+    scale: float,
+) -> Tensor:
+    """`residual + scale * ffn(rms_norm(residual))`."""
+    x = rms_norm(residual, norm, eps)
+    return residual + scale * ffn(x, gate_up, down, mask, activation, threshold, mode)
+
+
+def route(x: Tensor, router: Tensor, num_chosen: int) -> Routing:
+    """Softmax over the experts, the best of them renormalised to one: [T, hidden], [E, hidden]."""
+    return best_of(linear(x, router), num_chosen)
+
+
+def best_of(logits: Tensor, num_chosen: int) -> Routing:
+    """The same from the router's logits [T, E]."""
+    probabilities = logits.float().softmax(-1)
+    best, chosen = probabilities.topk(num_chosen, dim=-1)  # [T, k] each
+    weights = torch.zeros_like(probabilities)
+    weights.scatter_(1, chosen, best / best.sum(-1, keepdim=True))
+    return Routing(weights, num_chosen)
+
+
+def predict_experts(
+    residual: Tensor, fc1: Tensor, fc2: Tensor, threshold: float, routing: Routing
+) -> Tensor:
+    """`predict` of E experts as one long layer: [T, hidden], [E * r, hidden], [E * N, r] ->
+    [T, E * N] bool. What it says of an expert to whom a token was not sent has no meaning."""
+    (num_tokens, num_experts), rank = routing.weights.shape, fc2.shape[1]
+    hidden = F.linear(residual.float(), fc1.float()).relu().to(residual.dtype).float()
+    per_expert = hidden.view(num_tokens, num_experts, rank).transpose(0, 1)
+    scores = per_expert @ fc2.float().view(num_experts, -1, rank).transpose(1, 2)  # [E, T, N]
+    return (scores > threshold).transpose(0, 1).flatten(1)
+
+
+def experts(
+    x: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    mask: Tensor,
+    activation: Activation,
+    threshold: float,
+    mode: FfnMode,
+    routing: Routing,
+) -> Tensor:
+    """The weighted sum of E experts' FFNs, as one long FFN: gate_up [E * N, 2 * hidden], down
+    [E * N, hidden], mask [T, E * N] -> [T, hidden]. All modes mean the same."""
+    num_experts = routing.weights.shape[1]
+    weights = routing.weights.repeat_interleave(gate_up.shape[0] // num_experts, 1)
+    values = gated(x, gate_up, activation, threshold).float() * weights
+    return values.where(mask & (weights != 0), 0).to(x.dtype) @ down
 
 
 def draw(logits: Tensor, temperature: Tensor, points: Tensor, limits: Limits | None) -> Tensor:

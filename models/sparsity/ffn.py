@@ -8,7 +8,7 @@ from ..batch import ForwardBatch
 from ..config import ModelConfig
 from ..kernels import reference
 from ..kernels.ops import Ops
-from ..layers import Linear, weight
+from ..layers import Linear, Norm, weight
 from .predictor import NeuronPredictor
 
 
@@ -28,19 +28,48 @@ class SparseFFN(nn.Module):
         self.ops = ops
         self.activation = config.activation
         self.threshold = config.threshold
+        self.residual_scale = config.residual_scale
         self.gate_up = weight(config.num_neurons, 2 * config.hidden_size)
         self.down = weight(config.num_neurons, config.hidden_size)
         self.predictor = predictor
 
-    def forward(self, x: Tensor, residual: Tensor, batch: ForwardBatch, layer: int) -> Tensor:
-        mask = None
-        if self.predictor is not None:
-            mask = self.predictor.select(residual, x, batch.thresholds)
-        if batch.active is not None:
-            batch.active[layer] += self.active_fractions(x, mask)
+    def forward(self, residual: Tensor, norm: Norm, batch: ForwardBatch, layer: int) -> Tensor:
+        """residual + scale * FFN(norm(residual))."""
+        mask = self.mask(residual, norm, batch, layer)
+        return self.ops.ffn_add(
+            residual,
+            norm.weight,
+            norm.eps,
+            self.gate_up,
+            self.down,
+            mask,
+            self.activation,
+            self.threshold,
+            batch.ffn_mode,
+            self.residual_scale,
+        )
+
+    def expert(
+        self, x: Tensor, residual: Tensor, norm: Norm, batch: ForwardBatch, layer: int
+    ) -> Tensor:
+        """The FFN alone, as one of several: x = norm(residual)."""
+        mask = self.mask(residual, norm, batch, layer)
         return self.ops.ffn(
             x, self.gate_up, self.down, mask, self.activation, self.threshold, batch.ffn_mode
         )
+
+    def mask(self, residual: Tensor, norm: Norm, batch: ForwardBatch, layer: int) -> Tensor | None:
+        """[T, N] bool, what is to be computed; None leaves it to the gate."""
+        mask, predictor = None, self.predictor
+        if predictor is None and batch.active is None:
+            return None
+        needs_x = predictor is None or predictor.reads_normed
+        x = self.ops.rms_norm(residual, norm.weight, norm.eps) if needs_x else residual
+        if predictor is not None:
+            mask = predictor.select(residual, x, batch.thresholds)
+        if batch.active is not None:
+            batch.active[layer] += self.active_fractions(x, mask)
+        return mask
 
     def active_fractions(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """[T]: each token's share of neurons that the mask keeps, without one that are not zero."""
@@ -56,9 +85,18 @@ class DenseFFN(nn.Module):
         super().__init__()
         self.ops = ops
         self.activation = config.activation
+        self.residual_scale = config.residual_scale
         self.gate_up = weight(config.num_neurons, 2 * config.hidden_size)
         self.down = Linear(config.num_neurons, config.hidden_size)
 
-    def forward(self, x: Tensor, residual: Tensor, batch: ForwardBatch, layer: int) -> Tensor:
+    def forward(self, residual: Tensor, norm: Norm, batch: ForwardBatch, layer: int) -> Tensor:
+        """residual + scale * FFN(norm(residual))."""
+        value = self.ops.norm_gated(residual, norm.weight, norm.eps, self.gate_up, self.activation)
+        return self.ops.linear_add(value, self.down.weight, residual, self.residual_scale)
+
+    def expert(
+        self, x: Tensor, residual: Tensor, norm: Norm, batch: ForwardBatch, layer: int
+    ) -> Tensor:
+        """The FFN alone, as one of several: x = norm(residual)."""
         value = self.ops.gated(x, self.gate_up, self.activation, 0.0)
         return self.ops.linear(value, self.down.weight)

@@ -2,40 +2,133 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
-from ..batch import ForwardBatch
+from ..batch import ForwardBatch, Routing
 from ..config import ModelConfig
 from ..kernels.ops import Ops
-from ..layers import Linear
+from ..layers import Linear, Norm
+from .ffn import DenseFFN, SparseFFN
+from .predictor import LowRankPredictor
+
+
+@dataclass(frozen=True, slots=True)
+class Stacked:
+    """All experts' weights as one long FFN's, whose rows are theirs one after the other."""
+
+    fc1: Tensor  # [E * r, hidden]
+    fc2: Tensor  # [E * N, r]
+    gate_up: Tensor  # [E * N, 2 * hidden]
+    down: Tensor  # [E * N, hidden]
 
 
 class MoE(nn.Module):
     """Mixtral's router: softmax over all experts, the best k, renormalised to one.
 
-    A token's active fraction is of the neurons of the k experts that a token chose. `nonzero`
-    makes the host wait for the router, so a step of such a model is no CUDA graph.
+    A token's active fraction is of the neurons of the k experts that a token chose. Once stacked,
+    the experts are computed as one FFN, some of whose neurons are closed to a token. Otherwise they
+    take turns, and `nonzero` makes the host wait for the router: such a step is no CUDA graph.
     """
 
-    def __init__(self, config: ModelConfig, ops: Ops, experts: list[nn.Module]) -> None:
+    def __init__(
+        self, config: ModelConfig, ops: Ops, experts: list[SparseFFN] | list[DenseFFN]
+    ) -> None:
         super().__init__()
         self.ops = ops
         self.num_chosen = config.experts_per_token
+        self.residual_scale = config.residual_scale
         self.router = Linear(config.hidden_size, config.num_experts)
         self.experts = nn.ModuleList(experts)
+        self.stacked: Stacked | None = None
 
-    def forward(self, x: Tensor, residual: Tensor, batch: ForwardBatch, layer: int) -> Tensor:
-        probabilities = self.ops.linear(x, self.router.weight).float().softmax(-1)
-        weights, chosen = probabilities.topk(self.num_chosen, dim=-1)  # [T, k] each
-        weights = (weights / weights.sum(-1, keepdim=True)).to(x.dtype)
+    def forward(self, residual: Tensor, norm: Norm, batch: ForwardBatch, layer: int) -> Tensor:
+        """residual + scale * the experts' weighted results of norm(residual)."""
+        x = self.ops.rms_norm(residual, norm.weight, norm.eps)
+        routing = self.ops.route(x, self.router.weight, self.num_chosen)
+        if self.stacked is not None and batch.thresholds is None:
+            out = self._together(x, residual, routing, self.stacked, batch, layer)
+        else:
+            out = self._in_turn(x, residual, norm, routing, batch, layer)
+        return residual + self.residual_scale * out
+
+    def stack(self) -> None:
+        """Lay the experts' weights one after the other; they become views of the whole."""
+        experts = [expert for expert in self.experts if isinstance(expert, SparseFFN)]
+        predictors = [e.predictor for e in experts if isinstance(e.predictor, LowRankPredictor)]
+        if len(predictors) < len(self.experts):
+            return
+        rank = max(predictor.fc1.weight.shape[0] for predictor in predictors)
+        for predictor in predictors:
+            predictor.widen(rank)
+        self.stacked = Stacked(
+            _joined([(predictor.fc1, "weight") for predictor in predictors]),
+            _joined([(predictor.fc2, "weight") for predictor in predictors]),
+            _joined([(expert, "gate_up") for expert in experts]),
+            _joined([(expert, "down") for expert in experts]),
+        )
+
+    def _together(
+        self,
+        x: Tensor,
+        residual: Tensor,
+        routing: Routing,
+        stacked: Stacked,
+        batch: ForwardBatch,
+        layer: int,
+    ) -> Tensor:
+        first = self.experts[0]
+        assert isinstance(first, SparseFFN)
+        assert isinstance(first.predictor, LowRankPredictor)
+        mask = self.ops.predict_experts(
+            residual, stacked.fc1, stacked.fc2, first.predictor.threshold, routing
+        )
+        if batch.active is not None:
+            sent = (routing.weights != 0)[:, :, None]
+            kept = mask.view(len(x), len(self.experts), -1).where(sent, False)
+            batch.active[layer] += kept.float().mean(-1).sum(-1) / self.num_chosen
+        return self.ops.experts(
+            x,
+            stacked.gate_up,
+            stacked.down,
+            mask,
+            first.activation,
+            first.threshold,
+            batch.ffn_mode,
+            routing,
+        )
+
+    def _in_turn(
+        self,
+        x: Tensor,
+        residual: Tensor,
+        norm: Norm,
+        routing: Routing,
+        batch: ForwardBatch,
+        layer: int,
+    ) -> Tensor:
         out = torch.zeros_like(x)
         for i, expert in enumerate(self.experts):
-            token, rank = (chosen == i).nonzero(as_tuple=True)
+            assert isinstance(expert, SparseFFN | DenseFFN)
+            token = routing.weights[:, i].nonzero()[:, 0]
             if token.numel():
                 part = batch.of(token)
-                y = expert(x[token], residual[token], part, layer)
-                out.index_add_(0, token, y * weights[token, rank, None])
+                y = expert.expert(x[token], residual[token], norm, part, layer)
+                out.index_add_(0, token, y * routing.weights[token, i, None].to(y.dtype))
                 if batch.active is not None and part.active is not None:
                     batch.active[layer].index_add_(0, token, part.active[layer] / self.num_chosen)
         return out
+
+
+def _joined(places: list[tuple[nn.Module, str]]) -> Tensor:
+    """The named weights one after the other; each becomes its own part of the result."""
+    parts: list[Tensor] = [getattr(module, name) for module, name in places]
+    whole = parts[0].new_empty(sum(len(part) for part in parts), *parts[0].shape[1:])
+    start = 0
+    for (module, name), part in zip(places, parts, strict=True):
+        view = whole[start : start + len(part)].copy_(part)
+        setattr(module, name, nn.Parameter(view, requires_grad=False))
+        start += len(part)
+    return whole

@@ -19,7 +19,12 @@ from ..layers import Linear
 
 
 class NeuronPredictor(Protocol):
-    """Chooses neurons from the residual before the norm and the FFN's input after it."""
+    """Chooses neurons from the residual before the norm and the FFN's input after it.
+
+    Where it does not read the second, `reads_normed` is false, and any tensor may stand there.
+    """
+
+    reads_normed: bool
 
     def select(self, residual: Tensor, x: Tensor, thresholds: Tensor | None = None) -> Tensor:
         """[T, hidden] both -> [T, N] bool, True where the neuron is to be computed.
@@ -35,6 +40,8 @@ class LowRankPredictor(nn.Module):
     The input is the residual *before* the post-attention norm, as in the published forward
     (arXiv 2406.05955); feeding it the normed one gives a plausible, wrong mask.
     """
+
+    reads_normed = False
 
     def __init__(
         self, hidden_size: int, rank: int, num_neurons: int, ops: Ops, threshold: float = 0.0
@@ -66,6 +73,7 @@ class OraclePredictor(nn.Module):
     """
 
     gate_up: Tensor
+    reads_normed = True
 
     def __init__(self, gate_up: Tensor, activation: Activation, threshold: float) -> None:
         super().__init__()

@@ -72,14 +72,73 @@ def test_predict(num_tokens):
     assert clear.float().mean() > 0.98
 
 
-def test_norms():
-    x, residual, weight = random(3, 99), random(3, 99, seed=1), random(99, seed=2)
+def test_norm():
+    x, weight = random(3, 99), random(99, seed=2)
     close(gpu.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5))
-    for scale in (1.0, 0.3):
-        got = gpu.add_rms_norm(x, residual, scale, weight, 1e-5)
-        want = reference.add_rms_norm(x, residual, scale, weight, 1e-5)
-        close(got[0], want[0])
-        close(got[1], want[1])
+
+
+def check_products(num_tokens, width, rows, dtype=torch.float32):
+    x, norm = random(num_tokens, width, dtype=dtype), random(width, seed=1, dtype=dtype)
+    weight = random(rows, width, seed=2, dtype=dtype) / width**0.5
+    residual = random(num_tokens, rows, seed=3, dtype=dtype)
+    close(gpu.linear(x, weight), reference.linear(x, weight))
+    close(gpu.norm_linear(x, norm, 1e-5, weight), reference.norm_linear(x, norm, 1e-5, weight))
+    want = reference.linear_add(x, weight, residual, 0.5)
+    close(gpu.linear_add(x, weight, residual, 0.5), want)
+    pairs = weight[: rows // 2 * 2].view(-1, 2 * width)
+    for activation in (Activation.SILU, Activation.RELU):
+        want = reference.norm_gated(x, norm, 1e-5, pairs, activation)
+        close(gpu.norm_gated(x, norm, 1e-5, pairs, activation), want)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 3, 20])
+@pytest.mark.parametrize(("width", "rows"), [(99, 19), (192, 70)])
+def test_products(num_tokens, width, rows):
+    check_products(num_tokens, width, rows)
+
+
+def check_ffn_add(num_tokens, hidden, neurons, mode, masked, dtype=torch.float32):
+    gate_up = random(neurons, 2 * hidden, seed=1, dtype=dtype) / hidden**0.5
+    down = random(neurons, hidden, seed=2, dtype=dtype) / 9
+    residual, norm = random(num_tokens, hidden, dtype=dtype), random(hidden, seed=4, dtype=dtype)
+    kept = torch.rand(num_tokens, neurons, generator=torch.Generator().manual_seed(3)) < 0.2
+    mask = kept.to(DEVICE) if masked else None
+    arguments = (gate_up, down, mask, Activation.DRELU, 0.0, mode, 0.7)
+    want = reference.ffn_add(residual, norm, 1e-5, *arguments)
+    close(gpu.ffn_add(residual, norm, 1e-5, *arguments), want)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("num_tokens", [1, 3])
+@pytest.mark.parametrize("mode", [FfnMode.UNION, FfnMode.DENSE])
+def test_the_ffn_between_norm_and_residual(num_tokens, mode, masked):
+    check_ffn_add(num_tokens, 48, 99, mode, masked)
+
+
+def check_experts(num_tokens, hidden, neurons, rank, mode, dtype=torch.float32, num_experts=4):
+    x, residual = (random(num_tokens, hidden, seed=i, dtype=dtype) for i in (0, 7))
+    router = random(num_experts, hidden, seed=1, dtype=dtype)
+    fc1 = random(num_experts * rank, hidden, seed=2, dtype=dtype) / hidden**0.5
+    fc2 = random(num_experts * neurons, rank, seed=3, dtype=dtype) / rank**0.5
+    gate_up = random(num_experts * neurons, 2 * hidden, seed=4, dtype=dtype) / hidden**0.5
+    down = random(num_experts * neurons, hidden, seed=5, dtype=dtype) / 9
+    want = reference.route(x, router, 2)
+    routing = gpu.route(x, router, 2)
+    torch.testing.assert_close(routing.weights, want.weights, atol=1e-5, rtol=1e-4)
+    scores = reference.predict_experts(residual, fc1, fc2, 0.2, routing)
+    found = gpu.predict_experts(residual, fc1, fc2, 0.2, routing)
+    sent = (routing.weights != 0).repeat_interleave(neurons, 1)
+    assert (scores == found)[sent].float().mean() > 0.995, "near the threshold rounding may decide"
+    mask = scores.where(sent, True)  # what an expert's mask says of others must not matter
+    arguments = (mask, Activation.DRELU, 0.0, mode, routing)
+    want = reference.experts(x, gate_up, down, *arguments)
+    close(gpu.experts(x, gate_up, down, *arguments), want)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 3])
+@pytest.mark.parametrize("mode", [FfnMode.TOKEN, FfnMode.DENSE])
+def test_experts(num_tokens, mode):
+    check_experts(num_tokens, 32, 48, 16, mode)
 
 
 def batch_of(lens: list[tuple[int, int]], page_size: int, num_pages: int) -> ForwardBatch:
@@ -366,10 +425,22 @@ def test_draw_of_whole_vocabularies(num_rows, vocab, asked):
 
 
 @gpu_only
-def test_norms_at_7b():
-    x, residual = (random(5, 4096, seed=i, dtype=torch.bfloat16) for i in range(2))
-    weight = random(4096, seed=2, dtype=torch.bfloat16)
-    got = gpu.add_rms_norm(x, residual, 1.0, weight, 1e-5)
-    want = reference.add_rms_norm(x, residual, 1.0, weight, 1e-5)
-    close(got[0], want[0])
-    assert torch.equal(got[1], want[1])
+@pytest.mark.parametrize("num_tokens", [1, 2, 16, 17])
+@pytest.mark.parametrize(("width", "rows"), [(4096, 6144), (14336, 4096), (1280, 14336)])
+def test_products_at_7b(num_tokens, width, rows):
+    check_products(num_tokens, width, rows, torch.bfloat16)
+
+
+@gpu_only
+@pytest.mark.parametrize("num_tokens", [1, 2, 40, 100])
+@pytest.mark.parametrize("mode", [FfnMode.UNION, FfnMode.DENSE])
+def test_the_ffn_between_norm_and_residual_at_7b(num_tokens, mode):
+    for masked in (True, False):
+        check_ffn_add(num_tokens, 4096, 14336, mode, masked, torch.bfloat16)
+
+
+@gpu_only
+@pytest.mark.parametrize("num_tokens", [1, 2, 33, 200])
+@pytest.mark.parametrize("mode", [FfnMode.TOKEN, FfnMode.DENSE])
+def test_experts_at_7b(num_tokens, mode):
+    check_experts(num_tokens, 4096, 3584, 1024, mode, torch.bfloat16, num_experts=8)

@@ -27,14 +27,15 @@ def test_linear(num_tokens, columns, rows):
 
 
 @pytest.mark.parametrize("num_tokens", TOKENS)
-def test_norms(num_tokens):
-    x, residual, weight = random(num_tokens, 99), random(num_tokens, 99, seed=1), random(99, seed=2)
-    close(cpu.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5))
+def test_norms_and_sums_around_products(num_tokens):
+    x, residual, norm = random(num_tokens, 99), random(num_tokens, 99, seed=1), random(99, seed=2)
+    weight = random(99, 99, seed=3) / 10
+    close(cpu.rms_norm(x, norm, 1e-5), reference.rms_norm(x, norm, 1e-5))
+    want = reference.norm_linear(x, norm, 1e-5, weight)
+    close(cpu.norm_linear(x, norm, 1e-5, weight), want)
     for scale in (1.0, 0.3):
-        got = cpu.add_rms_norm(x, residual, scale, weight, 1e-5)
-        want = reference.add_rms_norm(x, residual, scale, weight, 1e-5)
-        close(got[0], want[0])
-        close(got[1], want[1])
+        want = reference.linear_add(x, weight, residual, scale)
+        close(cpu.linear_add(x, weight, residual, scale), want)
 
 
 def ffn_weights(hidden: int, neurons: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,7 +80,8 @@ def cpu_ops(x: torch.Tensor, mode: FfnMode) -> dict[str, torch.Tensor]:
     gate_up, down = ffn_weights(48, 989)
     mask = cpu.predict(x, random(13, 48, seed=4), random(989, 13, seed=5), 0.3)
     found = {"mask": mask, "linear": cpu.linear(x, random(99, 48, seed=3))}
-    found["norm"], found["sum"] = cpu.add_rms_norm(x, x.flip(1), 0.3, random(48, seed=6), 1e-5)
+    found["norm"] = cpu.rms_norm(x, random(48, seed=6), 1e-5)
+    found["sum"] = cpu.linear_add(x, random(48, 48, seed=3), x.flip(1), 0.3)
     found["gated"] = cpu.gated(x, gate_up, Activation.SILU, 0.0)
     for name, kept in (("masked", mask), ("gate first", None)):
         found[name] = cpu.ffn(x, gate_up, down, kept, Activation.DRELU, 0.0, mode)

@@ -1,0 +1,224 @@
+# pyright: basic, reportArgumentType=false, reportCallIssue=false, reportMissingImports=false
+"""Triton: the sparse FFN of one token. Its kept neurons are listed, and their rows read one by one.
+
+Deterministic: neurons are listed in order, and partial sums added in one. Nothing here asks the
+host how many neurons there are. Experts' neurons lie one after the other and are one long layer:
+who was not sent the token keeps none.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from ..config import Activation
+from .gpu_gated import activate
+from .gpu_launch import overlap
+from .sizes import ceil_div, power_of_two
+
+BLOCK = 1024  # neurons that one program lists
+PROGRAMS = 132  # that share the neurons of one token: one for each of a Hopper's multiprocessors
+
+
+@triton.jit
+def list_kernel(
+    mask_ptr,
+    routing_ptr,
+    list_ptr,
+    total_ptr,
+    num_neurons,
+    ALL: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROUTED: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """One token's kept neurons in order, and how many they are. A program lists one block of one
+    expert, and counts what comes before it."""
+    block, expert = tl.program_id(0), tl.program_id(1)
+    a = tl.arange(0, ALL)
+    n = block * BLOCK + tl.arange(0, BLOCK)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    before = 0
+    end, limit = block * BLOCK, num_neurons
+    if ROUTED:  # of whom the token was not sent to, nothing is read
+        for other in range(expert):
+            bound = tl.where(tl.load(routing_ptr + other) != 0, num_neurons, 0)
+            there = tl.load(mask_ptr + other * num_neurons + a, mask=a < bound, other=0)
+            before += tl.sum(there.to(tl.int32), 0)
+        sent = tl.load(routing_ptr + expert) != 0
+        end, limit = tl.where(sent, end, 0), tl.where(sent, limit, 0)
+    mask_ptr += expert * num_neurons
+    earlier = tl.load(mask_ptr + a, mask=a < end, other=0)
+    before += tl.sum(earlier.to(tl.int32), 0)
+    kept = tl.load(mask_ptr + n, mask=n < limit, other=0).to(tl.int32)
+    place = before + tl.cumsum(kept, 0) - kept
+    tl.store(list_ptr + place, expert * num_neurons + n, mask=kept != 0)
+    if (block == tl.num_programs(0) - 1) & (expert == tl.num_programs(1) - 1):
+        tl.store(total_ptr, before + tl.sum(kept, 0))
+
+
+@triton.jit
+def one_kernel(
+    x_ptr,
+    norm_ptr,
+    gate_up_ptr,
+    down_ptr,
+    routing_ptr,
+    list_ptr,
+    total_ptr,
+    partial_ptr,
+    threshold,
+    eps,
+    num_neurons,
+    HIDDEN: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    STAGES: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    NORM: tl.constexpr,
+    ROUTED: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """One token: a share of the listed neurons, their values and the sum of their output rows."""
+    k = tl.arange(0, WIDTH)
+    inside = k < HIDDEN
+    kind = x_ptr.dtype.element_ty
+    if PDL:
+        gdc_launch_dependents()
+    if NORM:
+        norm = tl.load(norm_ptr + k, mask=inside, other=0.0).to(tl.float32)
+    if PDL:
+        gdc_wait()
+    total = tl.load(total_ptr)
+    x = tl.load(x_ptr + k, mask=inside, other=0.0).to(tl.float32)
+    if NORM:
+        factor = tl.rsqrt(tl.sum(x * x, 0) / HIDDEN + eps)
+        x = ((x * factor).to(kind).to(tl.float32) * norm).to(kind).to(tl.float32)
+    out = tl.zeros((WIDTH,), tl.float32)
+    blocks = tl.cdiv(total, BLOCK_N)
+    for block in tl.range(tl.program_id(0), blocks, tl.num_programs(0), num_stages=STAGES):
+        places = block * BLOCK_N + tl.arange(0, BLOCK_N)
+        neurons = tl.load(list_ptr + places, mask=places < total, other=0)
+        whole = (places < total)[:, None] & inside[None, :]
+        row = gate_up_ptr + neurons.to(tl.int64)[:, None] * (2 * HIDDEN) + k[None, :]
+        gate = tl.load(row, mask=whole, other=0.0).to(tl.float32)
+        up = tl.load(row + HIDDEN, mask=whole, other=0.0).to(tl.float32)
+        row = down_ptr + neurons.to(tl.int64)[:, None] * HIDDEN + k[None, :]
+        down = tl.load(row, mask=whole, other=0.0).to(tl.float32)
+        gate = tl.sum(gate * x[None, :], 1)
+        up = tl.sum(up * x[None, :], 1)
+        value = activate(gate, up, threshold, ACTIVATION).to(kind).to(tl.float32)
+        if ROUTED:
+            value *= tl.load(routing_ptr + neurons // num_neurons)
+        out += tl.sum(value[:, None] * down, 0)
+    tl.store(partial_ptr + tl.program_id(0) * HIDDEN + k, out, mask=inside)
+
+
+@triton.jit
+def sum_kernel(
+    partial_ptr,
+    add_ptr,
+    out_ptr,
+    scale,
+    num_parts,
+    HIDDEN: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    ADD: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """The partial sums, added in one order."""
+    column = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    part = tl.arange(0, PARTS)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    parts = tl.load(
+        partial_ptr + part[:, None] * HIDDEN + column[None, :],
+        mask=(part < num_parts)[:, None] & (column < HIDDEN)[None, :],
+        other=0.0,
+    )
+    out = tl.sum(parts, 0)
+    if ADD:
+        add = tl.load(add_ptr + column, mask=column < HIDDEN, other=0.0).to(tl.float32)
+        out = add + scale * out
+    tl.store(out_ptr + column, out.to(out_ptr.dtype.element_ty), mask=column < HIDDEN)
+
+
+def sparse(
+    x: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    mask: Tensor,
+    activation: Activation,
+    threshold: float,
+    *,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+    add: Tensor | None = None,
+    scale: float = 1.0,
+    routing: Tensor | None = None,
+) -> Tensor:
+    """`reference.ffn` for one token: reads only the rows that it keeps.
+
+    x is normed by norm [hidden] and eps first, the result scaled and added to `add`, where they are
+    given. With routing [1, E] float32, the neurons are E experts' one after the other, and their
+    values are weighted by it; the mask of an expert that the token was not sent to is not read.
+    """
+    hidden, total, device = x.shape[1], gate_up.shape[0], x.device
+    num_experts = 1 if routing is None else routing.shape[1]
+    num_neurons = total // num_experts
+    shared = {"ROUTED": routing is not None, **overlap(device)}
+    kept = torch.empty(total, dtype=torch.int32, device=device)
+    count = torch.empty(1, dtype=torch.int32, device=device)
+    list_kernel[(ceil_div(num_neurons, BLOCK), num_experts)](
+        mask.view(torch.uint8),
+        routing,
+        kept,
+        count,
+        num_neurons,
+        ALL=power_of_two(num_neurons),
+        BLOCK=BLOCK,
+        **shared,
+    )
+    half = x.element_size() == 2
+    programs = min(PROGRAMS, ceil_div(total, 2))
+    partial = torch.empty(programs, hidden, dtype=torch.float32, device=device)
+    one_kernel[(programs,)](
+        x,
+        norm,
+        gate_up,
+        down,
+        routing,
+        kept,
+        count,
+        partial,
+        threshold,
+        eps,
+        num_neurons,
+        HIDDEN=hidden,
+        WIDTH=power_of_two(hidden),
+        BLOCK_N=2 if half else 1,
+        STAGES=4 if half else 3,
+        ACTIVATION=activation.value,
+        NORM=norm is not None,
+        num_warps=8 if hidden > 1024 else 4,
+        **shared,
+    )
+    out = torch.empty_like(x)
+    sum_kernel[(ceil_div(hidden, 64),)](
+        partial,
+        add,
+        out,
+        scale,
+        programs,
+        HIDDEN=hidden,
+        PARTS=power_of_two(programs),
+        BLOCK_C=64,
+        ADD=add is not None,
+        **overlap(device),
+    )
+    return out
