@@ -57,7 +57,7 @@ class Engine:
 
 
 def start(
-    directory: Path, device: str, dtype: str, max_tokens: int, ffn_mode: str | None = None
+    directory: Path, device: str, dtype: str, max_tokens: int, num_threads: int | None
 ) -> Engine:
     """An engine for one request at a time of up to `max_tokens`, each prompt in one step."""
     config = EngineConfig(
@@ -69,7 +69,7 @@ def start(
         num_pages=2 * -(-max_tokens // PAGE_SIZE) + 1,
         page_size=PAGE_SIZE,
         prefix_caching=False,
-        ffn_mode=ffn_mode,
+        num_threads=num_threads,
     )
     runner, info = build_runner(config)
     scheduler = Scheduler(

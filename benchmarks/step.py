@@ -38,6 +38,8 @@ from rows import Report, Row
 from turbosparse.engine.graphs import can_capture, decode_sizes
 from turbosparse.models.batch import FfnMode
 from turbosparse.models.calibration import calibrate
+from turbosparse.models.decoder import Decoder
+from turbosparse.models.kernels import ops
 from turbosparse.models.load import DTYPES, load
 from turbosparse.models.sparsity.policy import FfnPolicy
 from turbosparse.models.tools import shapes
@@ -66,6 +68,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, help="default: the model's")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: as serving takes")
     parser.add_argument("--prompt", type=int, default=2048, help="tokens of the timed prompt")
     parser.add_argument("--profile", action="store_true", help="a table of kernels for each step")
     parser.add_argument("--seconds", type=float, default=540, help="start nothing after so long")
@@ -100,6 +103,12 @@ class Run:
         density = self.args.density if name == self.args.model else None
         shapes.describe_named(self.folder / name, name, layers=self.args.layers, density=density)
         return self.folder / name
+
+    def load(self, name: str) -> Decoder:
+        decoder = load(self.directory(name), self.device, self.dtype).decoder
+        if self.args.threads:
+            ops.set_num_threads(self.args.threads, decoder.ops)
+        return decoder
 
     @contextmanager
     def guarded(self, what: str) -> Iterator[None]:
@@ -142,9 +151,8 @@ def main() -> None:
 @torch.inference_mode()
 def measure_sparse(run: Run, modes: list[str], engine: bool) -> None:
     args = run.args
-    directory = run.directory(args.model)
-    started = start_engine(run, directory) if engine else None
-    decoder = started.decoder if started else load(directory, run.device, run.dtype).decoder
+    started = start_engine(run) if engine else None
+    decoder = started.decoder if started else run.load(args.model)
     sizes = decode_sizes(max(args.batch))
     run.policy = calibrate(decoder, sizes[-1], sizes, graphs=can_capture(decoder))
     run.report.note(calibration_table(run.policy))
@@ -159,11 +167,12 @@ def measure_sparse(run: Run, modes: list[str], engine: bool) -> None:
                 measure_step(run, Step(decoder, batch, context), modes)
 
 
-def start_engine(run: Run, directory: Path) -> Any:
+def start_engine(run: Run) -> Any:
     """An engine_steps.Engine; None where what the engine needs is not installed, which is said."""
     with run.guarded("engine"):
         start = import_module("engine_steps").start
-        return start(directory, run.args.device, run.args.dtype, 2 * run.args.prompt)
+        args, directory = run.args, run.directory(run.args.model)
+        return start(directory, args.device, args.dtype, 2 * args.prompt, args.threads)
     return None
 
 
@@ -178,7 +187,7 @@ def calibration_table(policy: FfnPolicy) -> str:
 
 @torch.inference_mode()
 def measure_dense(run: Run) -> None:
-    decoder = load(run.directory(BASELINES[run.args.model]), run.device, run.dtype).decoder
+    decoder = run.load(BASELINES[run.args.model])
     for context, batch in run.points():
         what = f"dense, batch {batch}, context {context}"
         if run.in_time(what):

@@ -25,8 +25,9 @@ from .sparsity.moe import MoE
 from .sparsity.predictor import LowRankPredictor
 from .weights import assign
 
-SAMPLES = 1024  # tokens on which a predictor's thresholds are planted
-CONTEXT = 256  # of each of them
+# A predictor's thresholds are planted on so many tokens, of so many sequences: those of one have
+# more in common than those of a step.
+SAMPLES, SEQUENCES = 1024, 64
 # Neurons fire at rates drawn from Beta(SPREAD, .) with the mean asked for. 1.8 is the best fit to
 # the union over 1, 2, 4 ... 64 tokens of a dReLU model of 88 M parameters with 6.8 % active:
 # 6.8 13.0 23.3 39.4 59.2 77.5 89.2 %; the fit gives 6.8 12.9 23.4 39.3 58.9 77.3 89.8 %.
@@ -49,43 +50,21 @@ def build(
     generator = torch.Generator(device).manual_seed(recipe.seed)
     for name, parameter in list(decoder.named_parameters()):
         value = torch.empty(parameter.shape, device=device, dtype=dtype)
-        assign(decoder, name, _draw(name, value, generator))
+        assign(decoder, name, _draw(name, value, config.num_layers, generator))
     decoder.prepare(device, num_positions)
     if recipe.rank:
+        batch, caches = _sequences(decoder)
         with planting(decoder, recipe.density, recipe.seed):
-            decoder.hidden(*_strangers(decoder, generator))
+            decoder.hidden(batch, caches)
     return decoder
 
 
-def _strangers(
-    decoder: Decoder, generator: torch.Generator
-) -> tuple[ForwardBatch, list[LayerCache]]:
-    """A decode step of SAMPLES requests, each over random keys and values of its own: what a batch of
-    unrelated texts meets. One sequence would not do: what its tokens share, a neuron would learn."""
-    config, like = decoder.config, decoder.embedding
-    context = min(CONTEXT, decoder.num_positions)
-    shape = (SAMPLES, config.num_kv_heads, context, config.head_dim)
-    k, v = (like.new_empty(shape).normal_(generator=generator) for _ in range(2))
-    rows = torch.arange(SAMPLES, device=like.device)
-    ids = torch.randint(
-        0, config.vocab_size, (SAMPLES,), generator=torch.Generator().manual_seed(0)
-    )
-    batch = ForwardBatch(
-        token_ids=ids.to(like.device),
-        positions=torch.full_like(rows, context - 1),
-        slots=rows * context + context - 1,
-        request_ids=rows,
-        page_tables=rows[:, None].int(),
-        query_lens=(1,) * SAMPLES,
-        context_lens=(context,) * SAMPLES,
-        sample_at=rows,
-        ffn_mode=FfnMode.DENSE,
-    )
-    return batch, [LayerCache(k, v)] * config.num_layers
+def _draw(name: str, value: Tensor, num_layers: int, generator: torch.Generator) -> Tensor:
+    """Norms are one, embeddings of unit variance, and products keep the variance of their input.
 
-
-def _draw(name: str, value: Tensor, generator: torch.Generator) -> Tensor:
-    """Norms are one, embeddings of unit variance, and products keep the variance of their input."""
+    But what attention adds shrinks with depth, as in GPT-2: attending averages, and what all tokens
+    of a sequence have in common would double with every layer until nothing else is left.
+    """
     if value.dim() == 1:
         return value.fill_(1.0)
     if name == "embedding":
@@ -93,7 +72,32 @@ def _draw(name: str, value: Tensor, generator: torch.Generator) -> Tensor:
     width = value.shape[0 if name.endswith(".down") else 1]  # `down` is stored by neuron
     if name.endswith(".gate_up"):
         width //= 2
+    if name.endswith("attention.out.weight"):
+        width *= 2 * num_layers
     return value.normal_(0.0, width**-0.5, generator=generator)
+
+
+def _sequences(decoder: Decoder) -> tuple[ForwardBatch, list[LayerCache]]:
+    """One step of SEQUENCES random ones, each on one page of its own."""
+    config, like = decoder.config, decoder.embedding
+    length = min(SAMPLES // SEQUENCES, decoder.num_positions)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, config.vocab_size, (SEQUENCES * length,), generator=generator)
+    rows, places = torch.arange(SEQUENCES), torch.arange(SEQUENCES * length)
+    batch = ForwardBatch(
+        token_ids=ids.to(like.device),
+        positions=(places % length).to(like.device),
+        slots=places.to(like.device),
+        request_ids=(places // length).to(like.device),
+        page_tables=rows[:, None].int().to(like.device),
+        query_lens=(length,) * SEQUENCES,
+        context_lens=(length,) * SEQUENCES,
+        sample_at=rows.to(like.device),
+        ffn_mode=FfnMode.DENSE,
+        query_starts=(torch.arange(SEQUENCES + 1) * length).int().to(like.device),
+    )
+    shape = (SEQUENCES, config.num_kv_heads, length, config.head_dim)
+    return batch, [LayerCache(like.new_empty(shape), like.new_empty(shape)) for _ in decoder.layers]
 
 
 def blocks(ffn: nn.Module, x: Tensor) -> Iterator[tuple[nn.Module, Tensor]]:

@@ -129,6 +129,7 @@ def decode_kernel(
     HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     GROUP: tl.constexpr,
+    JOINED: tl.constexpr,
     HALF: tl.constexpr,
     DIM: tl.constexpr,
     SPLITS: tl.constexpr,
@@ -145,12 +146,14 @@ def decode_kernel(
     d = tl.arange(0, DIM)
     if PDL:
         gdc_launch_dependents()
-        gdc_wait()
+    # no kernel writes these within a step
     position = tl.load(positions_ptr + t).to(tl.int32)
     slot = tl.load(slots_ptr + t)
     table = tables_ptr + tl.load(requests_ptr + t) * table_width
     cos = tl.load(cos_ptr + position * half + h, mask=h < half, other=0.0)
     sin = tl.load(sin_ptr + position * half + h, mask=h < half, other=0.0)
+    if PDL:
+        gdc_wait()
 
     num_heads = num_kv_heads * HEADS
     qkv = qkv_ptr + t.to(tl.int64) * (num_heads + 2 * num_kv_heads) * HEAD_DIM
@@ -216,22 +219,17 @@ def decode_kernel(
         counter = counter_ptr + t * num_kv_heads + kv_head
         if tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == SPLITS - 1:
             tl.store(counter, 0)
-            s = tl.arange(0, SPLITS)
-            for i in tl.static_range(HEADS):
-                head = t.to(tl.int64) * num_heads + kv_head * HEADS + i
-                joined = _join(partial_ptr, sums_ptr, head * SPLITS + s, d, DIM)
-                out = out_ptr + head * HEAD_DIM + d
-                tl.store(out, joined.to(kind), mask=d < HEAD_DIM)
-
-
-@triton.jit
-def _join(partial_ptr, sums_ptr, place, d, DIM: tl.constexpr):
-    """One head's shares of the softmax as one."""
-    best = tl.load(sums_ptr + 2 * place, cache_modifier=".cg")
-    weight = tl.load(sums_ptr + 2 * place + 1, cache_modifier=".cg")
-    factor = tl.exp2(best - tl.max(best, 0))
-    parts = tl.load(partial_ptr + place[:, None] * DIM + d[None, :], cache_modifier=".cg")
-    return tl.sum(parts * factor[:, None], 0) / tl.sum(weight * factor, 0)
+            i = tl.arange(0, JOINED)
+            heads = t.to(tl.int64) * num_heads + kv_head * HEADS + tl.minimum(i, HEADS - 1)
+            place = heads[:, None] * SPLITS + tl.arange(0, SPLITS)[None, :]
+            best = tl.load(sums_ptr + 2 * place, cache_modifier=".cg")
+            weight = tl.load(sums_ptr + 2 * place + 1, cache_modifier=".cg")
+            factor = tl.exp2(best - tl.max(best, 1)[:, None])
+            parts = partial_ptr + place[:, :, None] * DIM + d[None, None, :]
+            acc = tl.sum(tl.load(parts, cache_modifier=".cg") * factor[:, :, None], 1)
+            out = (acc / tl.sum(weight * factor, 1)[:, None]).to(kind)
+            whole_out = (i < HEADS)[:, None] & (d < HEAD_DIM)[None, :]
+            tl.store(out_ptr + heads[:, None] * HEAD_DIM + d[None, :], out, mask=whole_out)
 
 
 def num_splits_for(num_tokens: int, num_kv_heads: int) -> int:
@@ -285,6 +283,7 @@ def decode(
         HEADS=num_heads // num_kv_heads,
         HEAD_DIM=head_dim,
         GROUP=max(16, power_of_two(num_heads // num_kv_heads)),
+        JOINED=power_of_two(num_heads // num_kv_heads),
         HALF=max(16, power_of_two(head_dim // 2)),
         DIM=dim,
         SPLITS=splits,

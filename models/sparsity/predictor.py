@@ -53,8 +53,8 @@ class LowRankPredictor(nn.Module):
         self.fc2 = Linear(rank, num_neurons)
 
     def widen(self, multiple: int) -> None:
-        """Make the rank a multiple: rows of zeros in fc1 and columns of zeros in fc2 change no score,
-        and whole tiles at aligned addresses are read faster on a GPU."""
+        """Make the rank a multiple: rows of zeros in fc1 and columns of zeros in fc2 change no
+        score, and whole tiles at aligned addresses are read faster on a GPU."""
         missing = -self.fc1.weight.shape[0] % multiple
         if missing:
             for layer, sides in ((self.fc1, (0, 0, 0, missing)), (self.fc2, (0, missing))):

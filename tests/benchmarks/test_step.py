@@ -37,7 +37,17 @@ def tiny(monkeypatch):
 
 def run(monkeypatch, tmp_path, *flags: str, model="turbosparse-mistral-16m") -> dict:
     out = tmp_path / "results" / "run"
-    command = ["step.py", "--model", model, "--device", "cpu", "--dtype", "float32"]
+    command = [
+        "step.py",
+        "--model",
+        model,
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+        "--threads",
+        "1",
+    ]
     monkeypatch.setattr(sys, "argv", [*command, "--out", str(out), *flags])
     step.main()
     return json.loads(out.with_suffix(".json").read_text())

@@ -3,10 +3,12 @@
 import json
 from dataclasses import replace
 
+import decode
 import pytest
 import torch
 
 from turbosparse.models.config import ModelError
+from turbosparse.models.kernels import ops
 from turbosparse.models.load import LoadedModel, load
 from turbosparse.models.random_weights import blocks
 from turbosparse.models.recipe import Recipe, read
@@ -17,6 +19,12 @@ from turbosparse.models.tools.shapes import Shape
 CPU = torch.device("cpu")
 WIDE = Shape(hidden=64, layers=2, neurons=1024, vocab=500, heads=4, kv_heads=2, positions=2048)
 UNION = {1: 0.068, 2: 0.130, 4: 0.233, 8: 0.394, 16: 0.592, 32: 0.775, 64: 0.892}  # H200 notes
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """As for torch: two that share a core would wait for each other."""
+    ops.set_num_threads(1, ops.select(CPU, torch.float32)[0])
 
 
 def drawn(out, family, shape=WIDE, *, density=0.1, dtype=torch.float32, seed=0) -> LoadedModel:
@@ -62,6 +70,18 @@ def test_the_union_grows_as_in_a_trained_model(tmp_path):
     for batch, expected in UNION.items():
         unions = [mask.view(-1, batch, WIDE.neurons).any(1).float().mean() for mask in found]
         assert torch.stack(unions).mean().item() == pytest.approx(expected, rel=0.15), batch
+
+
+def test_a_deep_model_keeps_the_density_in_any_company(tmp_path):
+    """Planted on one sequence, and attention as loud as everything else, the last layers of a deep
+    model kept 16 % and more of the neurons for any other sequence: its tokens were all alike."""
+    shape = replace(WIDE, layers=12, neurons=256)
+    decoder = drawn(tmp_path, "turbosparse-mistral", shape).decoder
+    active = observe(decoder, other_tokens(512)).active
+    assert active.mean().item() == pytest.approx(0.1, rel=0.1)
+    assert active[-4:].mean().item() == pytest.approx(0.1, rel=0.15)
+    seen = decode.Step(decoder, 64, 40).look()
+    assert seen.active == pytest.approx(0.1, rel=0.1)
 
 
 def test_each_expert_keeps_the_density_of_the_tokens_that_it_sees(tmp_path):
