@@ -14,7 +14,7 @@ from .sizes import power_of_two
 
 MAX_SPLITS = 16
 TARGET_PROGRAMS = 1024
-BLOCK = 64  # positions at a time
+BLOCK, STAGES = 64, 2  # positions at a time, and blocks under way
 LOG2_E = 1.4426950408889634
 
 
@@ -220,16 +220,16 @@ def decode_kernel(
         if tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == SPLITS - 1:
             tl.store(counter, 0)
             i = tl.arange(0, JOINED)
-            heads = t.to(tl.int64) * num_heads + kv_head * HEADS + tl.minimum(i, HEADS - 1)
-            place = heads[:, None] * SPLITS + tl.arange(0, SPLITS)[None, :]
-            best = tl.load(sums_ptr + 2 * place, cache_modifier=".cg")
-            weight = tl.load(sums_ptr + 2 * place + 1, cache_modifier=".cg")
-            factor = tl.exp2(best - tl.max(best, 1)[:, None])
-            parts = partial_ptr + place[:, :, None] * DIM + d[None, None, :]
-            acc = tl.sum(tl.load(parts, cache_modifier=".cg") * factor[:, :, None], 1)
-            out = (acc / tl.sum(weight * factor, 1)[:, None]).to(kind)
-            whole_out = (i < HEADS)[:, None] & (d < HEAD_DIM)[None, :]
-            tl.store(out_ptr + heads[:, None] * HEAD_DIM + d[None, :], out, mask=whole_out)
+            head = t.to(tl.int64) * num_heads + kv_head * HEADS + tl.minimum(i, HEADS - 1)
+            shares = head[:, None] * SPLITS + tl.arange(0, SPLITS)[None, :]
+            bests = tl.load(sums_ptr + 2 * shares, cache_modifier=".cg")
+            weights = tl.load(sums_ptr + 2 * shares + 1, cache_modifier=".cg")
+            factors = tl.exp2(bests - tl.max(bests, 1)[:, None])
+            parts = partial_ptr + shares[:, :, None] * DIM + d[None, None, :]
+            joined = tl.sum(tl.load(parts, cache_modifier=".cg") * factors[:, :, None], 1)
+            joined = (joined / tl.sum(weights * factors, 1)[:, None]).to(kind)
+            whole_head = (i < HEADS)[:, None] & (d < HEAD_DIM)[None, :]
+            tl.store(out_ptr + head[:, None] * HEAD_DIM + d[None, :], joined, mask=whole_head)
 
 
 def num_splits_for(num_tokens: int, num_kv_heads: int) -> int:
@@ -288,7 +288,7 @@ def decode(
         DIM=dim,
         SPLITS=splits,
         BLOCK=BLOCK,
-        STAGES=2,
+        STAGES=STAGES,
         num_warps=4,
         **overlap(device),
     )

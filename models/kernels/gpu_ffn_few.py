@@ -22,6 +22,7 @@ from .sizes import ceil_div, power_of_two, power_of_two_in
 
 MAX_TOKENS = 64  # beyond, nearly every neuron is kept by some token
 NEURONS = 64  # of a tile
+WIDTH, STAGES = 64, 6  # columns at a time, and tiles under way, in 16 bits
 
 
 @triton.jit
@@ -215,8 +216,8 @@ def sparse(
         EXPERTS=num_experts,
         TOKENS=tokens,
         BLOCK_N=rows,
-        BLOCK_K=min(64 if half else 16, power_of_two_in(hidden)),
-        STAGES=6 if half else 2,
+        BLOCK_K=min(WIDTH if half else 16, power_of_two_in(hidden)),
+        STAGES=STAGES if half else 2,
         ACTIVATION=activation.value,
         ROUTED=routing is not None,
         num_warps=4,

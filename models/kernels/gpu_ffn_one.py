@@ -19,6 +19,8 @@ from .sizes import ceil_div, power_of_two
 
 BLOCK = 1024  # neurons that one program lists
 PROGRAMS = 132  # that share the neurons of one token: one for each of a Hopper's multiprocessors
+NEURONS, STAGES, WARPS = 2, 4, 8  # at a time, under way, and who multiplies them, in 16 bits
+COLUMNS = 64  # of the partial sums that one program adds
 
 
 @triton.jit
@@ -201,15 +203,15 @@ def sparse(
         num_neurons,
         HIDDEN=hidden,
         WIDTH=power_of_two(hidden),
-        BLOCK_N=2 if half else 1,
-        STAGES=4 if half else 3,
+        BLOCK_N=NEURONS if half else 1,
+        STAGES=STAGES if half else 3,
         ACTIVATION=activation.value,
         NORM=norm is not None,
-        num_warps=8 if hidden > 1024 else 4,
+        num_warps=WARPS if hidden > 1024 else 4,
         **shared,
     )
     out = torch.empty_like(x)
-    sum_kernel[(ceil_div(hidden, 64),)](
+    sum_kernel[(ceil_div(hidden, COLUMNS),)](
         partial,
         add,
         out,
@@ -217,7 +219,7 @@ def sparse(
         programs,
         HIDDEN=hidden,
         PARTS=power_of_two(programs),
-        BLOCK_C=64,
+        BLOCK_C=COLUMNS,
         ADD=add is not None,
         **overlap(device),
     )
