@@ -123,6 +123,6 @@ class DecodeGraphs:
             page_tables=self._page_tables[:n],
             query_lens=(1,) * n,
             context_lens=(1,) * n,
-            sample_at=self._rows[:n],
+            sample_at=None,
             ffn_mode=key.ffn_mode,
         )

@@ -39,7 +39,7 @@ class ForwardBatch:
     page_tables: Tensor  # [B, pages] int32
     query_lens: tuple[int, ...]
     context_lens: tuple[int, ...]
-    sample_at: Tensor  # [S] int64, the tokens whose logits are wanted
+    sample_at: Tensor | None  # [S] int64, the tokens whose logits are wanted; None: every one's
     ffn_mode: FfnMode
     query_starts: Tensor | None = None  # [B + 1] int32, their places among the T; None: T is B
     active: Tensor | None = None  # [layers, T] float32: each token's active fraction is added

@@ -103,10 +103,11 @@ class Decoder(nn.Module):
 
     def forward(self, batch: ForwardBatch, caches: list[LayerCache]) -> Tensor:
         """Write the K/V of the batch's tokens; the logits of those sampled: [S, vocab]."""
-        return self.logits(self.hidden(batch, caches)[batch.sample_at])
+        hidden = self.hidden(batch, caches)
+        return self.logits(hidden if batch.sample_at is None else hidden[batch.sample_at])
 
     def hidden(self, batch: ForwardBatch, caches: list[LayerCache]) -> Tensor:
-        """Write the K/V of the batch's tokens; their normed last hidden states: [T, hidden]."""
+        """Write the K/V of the batch's tokens; their last hidden states: [T, hidden]."""
         assert self.rope is not None, "prepare() comes before forward()"
         config = self.config
         residual = self.embedding[batch.token_ids]
@@ -114,12 +115,11 @@ class Decoder(nn.Module):
             residual = residual * config.embed_scale
         for layer, cache in zip(self.layers, caches, strict=True):
             residual = layer(residual, self.rope, cache, batch)
-        return self.ops.rms_norm(residual, self.norm.weight, self.norm.eps)
+        return residual
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[S, hidden] -> [S, vocab] float32."""
-        config = self.config
-        if config.logit_scale != 1.0:
-            hidden = hidden * config.logit_scale
         table = self.embedding if self.lm_head is None else self.lm_head.weight
-        return self.ops.linear(hidden, table).float()
+        logits = self.ops.head(hidden, self.norm.weight, self.norm.eps, table)
+        scale = self.config.logit_scale
+        return logits if scale == 1.0 else logits * scale

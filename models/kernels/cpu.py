@@ -58,6 +58,10 @@ def norm_linear(x: Tensor, norm: Tensor, eps: float, weight: Tensor) -> Tensor:
     return linear(rms_norm(x, norm, eps), weight)
 
 
+def head(x: Tensor, norm: Tensor, eps: float, table: Tensor) -> Tensor:
+    return norm_linear(x, norm, eps, table)
+
+
 def linear_add(x: Tensor, weight: Tensor, residual: Tensor, scale: float) -> Tensor:
     return torch.add(residual, linear(x, weight), alpha=scale)
 

@@ -58,6 +58,18 @@ def norm_linear(x: Tensor, norm: Tensor, eps: float, weight: Tensor) -> Tensor:
     return linear(rms_norm(x, norm, eps), weight)
 
 
+def head(x: Tensor, norm: Tensor, eps: float, table: Tensor) -> Tensor:
+    """Sums in fp32 are not rounded before the logits are."""
+    if not _few(x, table):
+        x = rms_norm(x, norm, eps)
+        half = x.dtype is not torch.float32
+        return torch.mm(x, table.T, out_dtype=torch.float32) if half else x @ table.T
+    out = torch.empty(x.shape[0], table.shape[0], dtype=torch.float32, device=x.device)
+    if x.shape[0] == 1:
+        return gpu_linear.multiply(x, table, out, norm=norm, eps=eps)
+    return gpu_linear.multiply(rms_norm(x, norm, eps), table, out)
+
+
 def linear_add(x: Tensor, weight: Tensor, residual: Tensor, scale: float) -> Tensor:
     if _few(x, weight):
         return gpu_linear.multiply(x, weight, torch.empty_like(residual), add=residual, scale=scale)

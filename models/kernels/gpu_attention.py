@@ -13,7 +13,7 @@ from .gpu_launch import counters, overlap
 from .sizes import power_of_two
 
 MAX_SPLITS = 16
-TARGET_PROGRAMS = 1024
+TARGET_PROGRAMS = 512
 BLOCK, STAGES = 64, 2  # positions at a time, and blocks under way
 LOG2_E = 1.4426950408889634
 

@@ -22,10 +22,10 @@ from .sizes import ceil_div, power_of_two, power_of_two_in
 
 MAX_TOKENS = 64  # beyond, nearly every neuron is kept by some token
 NEURONS = 64  # of a tile
-WIDTH, STAGES = 64, 6  # columns at a time, and tiles under way, in 16 bits
+WIDTH, STAGES = 128, 3  # columns at a time, and tiles under way, in 16 bits
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def values_kernel(
     x_ptr,
     gate_up_ptr,
@@ -86,7 +86,7 @@ def values_kernel(
     tl.store(out, value.to(values_ptr.dtype.element_ty), mask=(n < total)[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def down_kernel(
     values_ptr,
     down_ptr,

@@ -20,7 +20,7 @@ from .sizes import ceil_div, power_of_two
 BLOCK = 1024  # neurons that one program lists
 PROGRAMS = 132  # that share the neurons of one token: one for each of a Hopper's multiprocessors
 NEURONS, STAGES, WARPS = 2, 4, 8  # at a time, under way, and who multiplies them, in 16 bits
-COLUMNS = 64  # of the partial sums that one program adds
+COLUMNS = 32  # of the partial sums that one program adds
 
 
 @triton.jit

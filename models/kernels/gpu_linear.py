@@ -133,7 +133,7 @@ def one_kernel(
         tl.store(out_ptr + rows, y, mask=rows < num_rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def few_kernel(
     x_ptr,
     weight_ptr,

@@ -31,6 +31,7 @@ class Ops:
     linear: Callable[[Tensor, Tensor], Tensor]
     norm_linear: Callable[[Tensor, Tensor, float, Tensor], Tensor]
     linear_add: Callable[[Tensor, Tensor, Tensor, float], Tensor]
+    head: Callable[[Tensor, Tensor, float, Tensor], Tensor]
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     attention: Callable[
         [Tensor, Tensor, Tensor, Tensor, Tensor, ForwardBatch, float, int | None], Tensor

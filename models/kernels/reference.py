@@ -38,6 +38,11 @@ def norm_linear(x: Tensor, norm: Tensor, eps: float, weight: Tensor) -> Tensor:
     return linear(rms_norm(x, norm, eps), weight)
 
 
+def head(x: Tensor, norm: Tensor, eps: float, table: Tensor) -> Tensor:
+    """`norm_linear`, in float32: [T, hidden], [vocab, hidden] -> [T, vocab]."""
+    return norm_linear(x, norm, eps, table).float()
+
+
 def linear_add(x: Tensor, weight: Tensor, residual: Tensor, scale: float) -> Tensor:
     """`residual + scale * linear(x, weight)`: [T, in], [out, in], [T, out] -> [T, out]."""
     return residual + scale * linear(x, weight)
