@@ -44,5 +44,8 @@ class Attention(nn.Module):
     ) -> Tensor:
         ops = self.ops
         qkv = ops.norm_linear(residual, norm.weight, norm.eps, self.qkv.weight)
-        attended = ops.attention(qkv, *rope, cache.k, cache.v, batch, self.scale, self.window)
+        caches = (cache.k, cache.v)
+        attended = ops.attention(
+            qkv, *rope, *caches, batch, self.scale, self.window, self.out.weight
+        )
         return ops.linear_add(attended, self.out.weight, residual, self.residual_scale)

@@ -30,7 +30,8 @@ from .gpu_linear import Epilogue
 from .reference import Limits
 from .sizes import power_of_two_in
 
-FEW = 16
+FEW, NARROW = 16, 4096  # tokens, and rows of a weight that twice as many are few for
+AHEAD = 32  # tokens whose attention leaves time to fetch a weight
 
 
 def declines(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -85,13 +86,15 @@ def attention(
     batch: ForwardBatch,
     scale: float,
     window: int | None,
+    ahead: Tensor | None = None,
 ) -> Tensor:
     """One kernel where every token is its request's only one; pieces of prompts are stored first,
     and attend in blocks of queries."""
     caches, tables = (k_cache, v_cache), batch.page_tables
     if batch.query_starts is None:
         places = (batch.positions, batch.slots, batch.request_ids, tables)
-        return gpu_attention.decode(qkv, cos, sin, *caches, *places, scale, window)
+        ahead = ahead if qkv.shape[0] <= AHEAD else None
+        return gpu_attention.decode(qkv, cos, sin, *caches, *places, scale, window, ahead)
     places = (batch.positions, batch.slots)
     q = gpu_attention.rotate_and_store(qkv, cos, sin, *caches, *places)
     places = (batch.positions, batch.query_starts, tables)
@@ -209,7 +212,8 @@ def draw(logits: Tensor, temperature: Tensor, points: Tensor, limits: Limits | N
 
 
 def _few(x: Tensor, weight: Tensor) -> bool:
-    return x.shape[0] <= FEW and gpu_linear.fits(x, weight)
+    limit = 2 * FEW if weight.shape[0] <= NARROW else FEW
+    return x.shape[0] <= limit and gpu_linear.fits(x, weight)
 
 
 def _skips(x: Tensor, gate_up: Tensor, mode: FfnMode) -> bool:

@@ -22,7 +22,7 @@ from .sizes import ceil_div, power_of_two, power_of_two_in
 
 MAX_TOKENS = 64  # beyond, nearly every neuron is kept by some token
 NEURONS = 64  # of a tile
-WIDTH, STAGES = 128, 3  # columns at a time, and tiles under way, in 16 bits
+WIDTH = 128  # columns at a time, in 16 bits
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -217,7 +217,7 @@ def sparse(
         TOKENS=tokens,
         BLOCK_N=rows,
         BLOCK_K=min(WIDTH if half else 16, power_of_two_in(hidden)),
-        STAGES=STAGES if half else 2,
+        STAGES=(3 if tokens == 16 else 4) if half else 2,
         ACTIVATION=activation.value,
         ROUTED=routing is not None,
         num_warps=4,

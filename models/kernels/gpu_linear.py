@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .gpu_launch import counters, overlap
+from .gpu_launch import counters, fetch, overlap, share
 from .sizes import ceil_div, power_of_two, power_of_two_in
 
 MAX_TOKENS = 64
@@ -142,6 +142,8 @@ def few_kernel(
     partial_ptr,
     counter_ptr,
     routing_ptr,
+    ahead_ptr,
+    ahead_size,
     threshold,
     scale,
     num_tokens,
@@ -160,6 +162,7 @@ def few_kernel(
     ADD: tl.constexpr,
     PER_EXPERT: tl.constexpr,
     ROUTED: tl.constexpr,
+    CHUNK: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """A few tokens [T, WIDTH] over a tile of rows and a share of the columns; the last program of a
@@ -170,6 +173,8 @@ def few_kernel(
     t = tl.arange(0, TOKENS)
     if PDL:
         gdc_launch_dependents()
+    fetch(ahead_ptr, ahead_size, CHUNK, 128)
+    if PDL:
         gdc_wait()
     routed = t < num_tokens
     if ROUTED:
@@ -236,6 +241,7 @@ def multiply(
     scale: float = 1.0,
     routing: Tensor | None = None,
     per_expert: bool = False,
+    ahead: Tensor | None = None,
 ) -> Tensor:
     """out [T, rows] = epilogue(add + scale * (x [T, WIDTH] @ weight.T)), for shapes that `fits`.
 
@@ -243,7 +249,7 @@ def multiply(
     token here, for more before the call. With routing [T, E] float32, the rows are E experts' one
     after the other, [E, rows / E, WIDTH]: those whom no token was sent to are left as they are, and
     a mask is false for a token that was sent elsewhere. With `per_expert` x is [T, E * WIDTH], a
-    part for each.
+    part for each. ahead: a contiguous weight that will be read next.
     """
     num_rows, num_experts = weight.shape[0], 1 if routing is None else routing.shape[1]
     assert weight.stride(1) == 1, weight.stride()
@@ -260,7 +266,7 @@ def multiply(
     }
     expert_rows = num_rows // num_experts
     if x.shape[0] > 1:
-        return _few(x, weight, add, out, routing, threshold, scale, expert_rows, shared)
+        return _few(x, weight, add, out, routing, threshold, scale, expert_rows, ahead, shared)
     width = weight.shape[1]
     columns = power_of_two_in(width)
     columns = min(4096, columns) if columns >= 64 else power_of_two(width)
@@ -299,6 +305,7 @@ def _few(
     threshold: float,
     scale: float,
     expert_rows: int,
+    ahead: Tensor | None,
     shared: dict[str, int | bool],
 ) -> Tensor:
     num_tokens, (num_rows, width), device = x.shape[0], weight.shape, x.device
@@ -317,6 +324,8 @@ def _few(
         torch.empty(size, dtype=torch.float32, device=device),
         counters(device),
         routing,
+        ahead,
+        0 if ahead is None else ahead.numel() * ahead.element_size(),
         threshold,
         scale,
         num_tokens,
@@ -329,6 +338,7 @@ def _few(
         BLOCK_N=rows,
         BLOCK_K=columns if half else min(32, columns),
         STAGES=4 if half else 2,
+        CHUNK=share(ahead, tiles * splits, 128),
         num_warps=4,
         **shared,
     )

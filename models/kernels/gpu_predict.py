@@ -31,7 +31,8 @@ def predict(
         return _predict_many(residual, fc1, fc2, threshold)
     hidden = torch.empty(num_tokens, fc1.shape[0], dtype=residual.dtype, device=device)
     mask = torch.empty(num_tokens, fc2.shape[0], dtype=torch.uint8, device=device)
-    gpu_linear.multiply(residual, fc1, hidden, Epilogue.RELU, routing=routing)
+    ahead = fc2 if routing is None else None  # of experts too few are read
+    gpu_linear.multiply(residual, fc1, hidden, Epilogue.RELU, routing=routing, ahead=ahead)
     per_expert = routing is not None
     gpu_linear.multiply(
         hidden,
