@@ -21,7 +21,7 @@ class Routing:
     """Which experts compute a token, and how much their results weigh."""
 
     weights: Tensor  # [T, E] float32; 0: not sent there
-    num_chosen: int  # experts a token
+    chosen: Tensor  # [T, k] int64, the experts that a token was sent to
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from .sparsity.ffn import DenseFFN, SparseFFN
 from .sparsity.moe import MoE
 from .sparsity.predictor import LowRankPredictor
 
-RANK_MULTIPLE = 128  # columns of a tile
+RANK_MULTIPLE = 64  # columns of a tile
 
 
 class DecoderLayer(nn.Module):

@@ -132,7 +132,7 @@ def ffn(
     mode: FfnMode,
 ) -> Tensor:
     """Without a mask the gate is one: it is computed first, and names the rows to read."""
-    if not _skips(x, gate_up, mode):
+    if not _skips(x, mode):
         return _all_values(x, gate_up, mask, activation, threshold) @ down
     if mask is None:
         mask = gpu_predict.opened(x, gate_up[:, : x.shape[1]], activation, threshold)
@@ -153,13 +153,13 @@ def ffn_add(
     scale: float,
 ) -> Tensor:
     weights = (gate_up, down)
-    if residual.shape[0] == 1 and mask is not None and _skips(residual, gate_up, mode):
+    if residual.shape[0] == 1 and mask is not None and _skips(residual, mode):
         return gpu_ffn_one.sparse(
             residual, *weights, mask, activation, threshold,
             norm=norm, eps=eps, add=residual, scale=scale,
         )  # fmt: skip
     x = rms_norm(residual, norm, eps)
-    if not _skips(x, gate_up, mode):
+    if not _skips(x, mode):
         values = _all_values(x, gate_up, mask, activation, threshold)
         return torch.addmm(residual, values, down, alpha=scale)
     if mask is None:
@@ -169,7 +169,7 @@ def ffn_add(
 
 
 def route(x: Tensor, router: Tensor, num_chosen: int) -> Routing:
-    return Routing(gpu_norm.route(x, router, num_chosen), num_chosen)
+    return gpu_norm.route(x, router, num_chosen)
 
 
 def predict_experts(
@@ -179,7 +179,7 @@ def predict_experts(
     ranks, neurons = fc1.shape[0] // num_experts, fc2.shape[0] // num_experts
     tiled = min(power_of_two_in(ranks), power_of_two_in(neurons)) >= 16
     if num_tokens == 1 or (num_tokens <= gpu_linear.MAX_TOKENS and tiled):
-        return gpu_predict.predict(residual, fc1, fc2, threshold, routing.weights)
+        return gpu_predict.predict(residual, fc1, fc2, threshold, routing)
     if residual.dtype is not torch.bfloat16:
         return reference.predict_experts(residual, fc1, fc2, threshold, routing)
     return gpu_experts.predict(residual, fc1, fc2, threshold, routing)
@@ -187,6 +187,8 @@ def predict_experts(
 
 def experts(
     x: Tensor,
+    residual: Tensor,
+    scale: float,
     gate_up: Tensor,
     down: Tensor,
     mask: Tensor,
@@ -196,15 +198,14 @@ def experts(
     routing: Routing,
 ) -> Tensor:
     """DENSE computes all neurons of the experts that a token was sent to, and of no others."""
-    (num_tokens, hidden), num_experts = x.shape, routing.weights.shape[1]
+    num_tokens, hidden = x.shape
     weights, arguments = (gate_up, down), (mask, activation, threshold)
-    fits = gpu_ffn_few.fits(num_tokens, hidden, gate_up.shape[0] // num_experts, num_experts)
-    if mode is FfnMode.DENSE or not (num_tokens == 1 or fits):
+    if mode is FfnMode.DENSE or not (num_tokens == 1 or gpu_ffn_few.fits(num_tokens, hidden)):
         if x.dtype is not torch.bfloat16:
-            return reference.experts(x, *weights, *arguments, mode, routing)
-        return gpu_experts.ffn(x, *weights, *arguments, routing)
+            return reference.experts(x, residual, scale, *weights, *arguments, mode, routing)
+        return residual + scale * gpu_experts.ffn(x, *weights, *arguments, routing)
     kernels = gpu_ffn_one if num_tokens == 1 else gpu_ffn_few
-    return kernels.sparse(x, *weights, *arguments, routing=routing.weights)
+    return kernels.sparse(x, *weights, *arguments, routing=routing, add=residual, scale=scale)
 
 
 def draw(logits: Tensor, temperature: Tensor, points: Tensor, limits: Limits | None) -> Tensor:
@@ -216,12 +217,11 @@ def _few(x: Tensor, weight: Tensor) -> bool:
     return x.shape[0] <= limit and gpu_linear.fits(x, weight)
 
 
-def _skips(x: Tensor, gate_up: Tensor, mode: FfnMode) -> bool:
+def _skips(x: Tensor, mode: FfnMode) -> bool:
     """Whether the neurons that no token keeps are not read."""
-    (num_tokens, hidden), num_neurons = x.shape, gate_up.shape[0]
     if mode is FfnMode.DENSE:
         return False
-    return num_tokens == 1 or gpu_ffn_few.fits(num_tokens, hidden, num_neurons, 1)
+    return x.shape[0] == 1 or gpu_ffn_few.fits(*x.shape)
 
 
 def _all_values(

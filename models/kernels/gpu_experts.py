@@ -28,11 +28,10 @@ class Sorted:
 def by_expert(routing: Routing) -> Sorted:
     num_tokens, num_experts = routing.weights.shape
     sent = routing.weights.T != 0  # [E, T]
-    order = torch.argsort(~sent.flatten(), stable=True)[: num_tokens * routing.num_chosen]
+    order = torch.argsort(~sent.flatten(), stable=True)[: routing.chosen.numel()]
     ranks = sent.flatten().cumsum(0).view(num_experts, num_tokens).T - 1  # [T, E]
-    chosen = routing.weights.topk(routing.num_chosen, dim=-1).indices
     ends = sent.sum(1).cumsum(0).int()
-    return Sorted(order % num_tokens, order // num_tokens, ends, ranks.gather(1, chosen))
+    return Sorted(order % num_tokens, order // num_tokens, ends, ranks.gather(1, routing.chosen))
 
 
 def predict(

@@ -3,8 +3,8 @@
 are not loaded: the dense product, but for what need not be read.
 
 Deterministic: partial sums are added in one order. Nothing here asks the host which neurons there
-are. Experts' neurons lie one after the other and are one long layer: who was sent no token keeps
-none.
+are. Experts' neurons lie one after the other and are one long layer, of which a step needs so
+little that the neurons that it needs are listed first.
 """
 
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from ..batch import Routing
 from ..config import Activation
 from .gpu_gated import activate
 from .gpu_launch import counters, overlap
@@ -22,7 +23,65 @@ from .sizes import ceil_div, power_of_two, power_of_two_in
 
 MAX_TOKENS = 64  # beyond, nearly every neuron is kept by some token
 NEURONS = 64  # of a tile
+BLOCK = 512  # neurons that one program lists
 WIDTH = 128  # columns at a time, in 16 bits
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def any_kernel(
+    mask_ptr,
+    routing_ptr,
+    any_ptr,
+    counts_ptr,
+    num_tokens,
+    num_neurons,
+    total,
+    EXPERTS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Whether any token that was sent to an expert keeps a neuron of it, and how many neurons of
+    one block are kept."""
+    block, expert = tl.program_id(0), tl.program_id(1)
+    n = block * BLOCK + tl.arange(0, BLOCK)
+    t = tl.arange(0, TOKENS)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    sent = tl.load(routing_ptr + t * EXPERTS + expert, mask=t < num_tokens, other=0.0) != 0
+    place = t.to(tl.int64)[:, None] * total + expert * num_neurons + n[None, :]
+    there = sent[:, None] & (n < num_neurons)[None, :]
+    kept = tl.max(tl.load(mask_ptr + place, mask=there, other=0).to(tl.int32), 0)
+    tl.store(any_ptr + expert * num_neurons + n, kept, mask=n < num_neurons)
+    tl.store(counts_ptr + expert * tl.num_programs(0) + block, tl.sum(kept, 0))
+
+
+@triton.jit
+def list_kernel(
+    any_ptr,
+    counts_ptr,
+    list_ptr,
+    kept_ptr,
+    num_neurons,
+    COUNTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """The kept neurons of one block in order, after those of the blocks before; their number."""
+    block, expert = tl.program_id(0), tl.program_id(1)
+    here = expert * tl.num_programs(0) + block
+    n = block * BLOCK + tl.arange(0, BLOCK)
+    c = tl.arange(0, COUNTS)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    before = tl.sum(tl.load(counts_ptr + c, mask=c < here, other=0), 0)
+    kept = tl.load(any_ptr + expert * num_neurons + n, mask=n < num_neurons, other=0)
+    place = before + tl.cumsum(kept, 0) - kept
+    tl.store(list_ptr + place, expert * num_neurons + n, mask=kept != 0)
+    if here == tl.num_programs(0) * tl.num_programs(1) - 1:
+        tl.store(kept_ptr, before + tl.sum(kept, 0))
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -31,6 +90,8 @@ def values_kernel(
     gate_up_ptr,
     mask_ptr,
     routing_ptr,
+    list_ptr,
+    kept_ptr,
     values_ptr,
     any_ptr,
     threshold,
@@ -47,25 +108,33 @@ def values_kernel(
     ROUTED: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """The values of a tile of neurons for a few tokens, [neurons, TOKENS], zero where a token's
-    mask says so; and whether any token keeps a neuron."""
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    """The values of a tile of neurons for a few tokens, [places, TOKENS], zero where a token's mask
+    says so. A neuron's place is its own, and it is told whether any token keeps it; ROUTED: its
+    place is that in the list of the kept ones."""
+    place = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
     t = tl.arange(0, TOKENS)
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
-    there = (t < num_tokens)[None, :] & (n < total)[:, None]
+    n, end = place, total
     if ROUTED:
-        expert = tl.program_id(0) * BLOCK_N // num_neurons
-        sent = tl.load(routing_ptr + t * EXPERTS + expert, mask=t < num_tokens, other=0.0)
-        there = there & (sent != 0)[None, :]
-    place = t.to(tl.int64)[None, :] * total + n[:, None]
-    kept = tl.load(mask_ptr + place, mask=there, other=0).to(tl.int32)
+        end = tl.load(kept_ptr)
+        if tl.program_id(0) * BLOCK_N >= end:
+            return
+        n = tl.load(list_ptr + place, mask=place < end, other=0)
+    there = (t < num_tokens)[None, :] & (place < end)[:, None]
+    if ROUTED:
+        expert = n // num_neurons
+        sent = tl.load(routing_ptr + t[None, :] * EXPERTS + expert[:, None], mask=there, other=0.0)
+        there = there & (sent != 0)
+    kept = tl.load(mask_ptr + t.to(tl.int64)[None, :] * total + n[:, None], mask=there, other=0)
+    kept = kept.to(tl.int32)
     any_token = tl.max(kept, 1)
-    tl.store(any_ptr + n, any_token, mask=n < total)
-    if tl.max(any_token, 0) == 0:
-        return
+    if not ROUTED:
+        tl.store(any_ptr + n, any_token, mask=place < end)
+        if tl.max(any_token, 0) == 0:
+            return
     wanted = (any_token != 0)[:, None]
     row = gate_up_ptr + n.to(tl.int64)[:, None] * (2 * HIDDEN)
     gate = tl.zeros((BLOCK_N, TOKENS), tl.float32)
@@ -81,9 +150,9 @@ def values_kernel(
         up = tl.dot(u, x, up, input_precision="ieee")
     value = tl.where(kept != 0, activate(gate, up, threshold, ACTIVATION), 0.0)
     if ROUTED:
-        value *= sent[None, :]
-    out = values_ptr + n.to(tl.int64)[:, None] * TOKENS + t[None, :]
-    tl.store(out, value.to(values_ptr.dtype.element_ty), mask=(n < total)[:, None])
+        value *= sent
+    out = values_ptr + place.to(tl.int64)[:, None] * TOKENS + t[None, :]
+    tl.store(out, value.to(values_ptr.dtype.element_ty), mask=(place < end)[:, None])
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -91,6 +160,8 @@ def down_kernel(
     values_ptr,
     down_ptr,
     any_ptr,
+    list_ptr,
+    kept_ptr,
     partial_ptr,
     counter_ptr,
     add_ptr,
@@ -105,6 +176,7 @@ def down_kernel(
     BLOCK_C: tl.constexpr,
     STAGES: tl.constexpr,
     ADD: tl.constexpr,
+    ROUTED: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """A share of the neurons' output rows, weighted and summed, for a block of columns; the last
@@ -117,11 +189,19 @@ def down_kernel(
         gdc_launch_dependents()
         gdc_wait()
     acc = tl.zeros((BLOCK_C, TOKENS), tl.float32)
-    for block in tl.range(split, tl.cdiv(total, BLOCK_N), SPLITS, num_stages=STAGES):
-        n = block * BLOCK_N + tl.arange(0, BLOCK_N)
-        wanted = tl.load(any_ptr + n, mask=n < total, other=0) != 0
+    end = total
+    if ROUTED:
+        end = tl.load(kept_ptr)
+    for block in tl.range(split, tl.cdiv(end, BLOCK_N), SPLITS, num_stages=STAGES):
+        place = block * BLOCK_N + tl.arange(0, BLOCK_N)
+        if ROUTED:
+            wanted = place < end
+            n = tl.load(list_ptr + place, mask=wanted, other=0)
+        else:
+            wanted = tl.load(any_ptr + place, mask=place < end, other=0) != 0
+            n = place
         values = tl.load(
-            values_ptr + n.to(tl.int64)[:, None] * TOKENS + t[None, :],
+            values_ptr + place.to(tl.int64)[:, None] * TOKENS + t[None, :],
             mask=wanted[:, None],
             other=0.0,
         )
@@ -133,10 +213,10 @@ def down_kernel(
         acc = tl.dot(tl.trans(rows), values, acc, input_precision="ieee")
     last = True
     if SPLITS > 1:
-        place = (
+        shares = (
             partial_ptr + (tl.program_id(0) * SPLITS * BLOCK_C + c[:, None]) * TOKENS + t[None, :]
         )
-        tl.store(place + split * BLOCK_C * TOKENS, acc)
+        tl.store(shares + split * BLOCK_C * TOKENS, acc)
         tl.debug_barrier()
         counter = counter_ptr + tl.program_id(0)
         last = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == SPLITS - 1
@@ -145,7 +225,7 @@ def down_kernel(
             tl.store(counter, 0)
             acc = tl.zeros((BLOCK_C, TOKENS), tl.float32)
             for part in tl.static_range(SPLITS):
-                acc += tl.load(place + part * BLOCK_C * TOKENS, cache_modifier=".cg")
+                acc += tl.load(shares + part * BLOCK_C * TOKENS, cache_modifier=".cg")
         there = (t < num_tokens)[None, :] & (column < HIDDEN)[:, None]
         at = t[None, :] * HIDDEN + column[:, None]
         if ADD:
@@ -170,10 +250,9 @@ def tiles_for(num_tokens: int) -> Tiles:
     return Tiles(128, 128, 4, 5) if num_tokens <= 32 else Tiles(128, 64, 4, 6)
 
 
-def fits(num_tokens: int, hidden: int, num_neurons: int, num_experts: int) -> bool:
+def fits(num_tokens: int, hidden: int) -> bool:
     """Whether these kernels compute such an FFN; else all its neurons are computed."""
-    tiled = num_experts == 1 or power_of_two_in(num_neurons) >= 16
-    return num_tokens == 1 or (num_tokens <= MAX_TOKENS and power_of_two_in(hidden) >= 16 and tiled)
+    return num_tokens <= MAX_TOKENS and power_of_two_in(hidden) >= 16
 
 
 def sparse(
@@ -186,26 +265,28 @@ def sparse(
     *,
     add: Tensor | None = None,
     scale: float = 1.0,
-    routing: Tensor | None = None,
+    routing: Routing | None = None,
 ) -> Tensor:
     """`reference.ffn` for a few tokens: reads only the rows that any of them keeps.
 
-    The result is scaled and added to `add` where it is given. With routing [T, E] float32, the
-    neurons are E experts' one after the other, and their values are weighted by it; the mask of an
-    expert that no token was sent to is not read.
+    The result is scaled and added to `add` where it is given. With routing, the neurons are E
+    experts' one after the other, and their values are weighted; the mask of an expert that no token
+    was sent to is not read.
     """
     (num_tokens, hidden), total, device = x.shape, gate_up.shape[0], x.device
-    num_experts = 1 if routing is None else routing.shape[1]
+    num_experts = 1 if routing is None else routing.weights.shape[1]
+    weights = None if routing is None else routing.weights
     num_neurons, half = total // num_experts, x.element_size() == 2
     tokens = power_of_two(max(16, num_tokens))
-    rows = NEURONS if num_experts == 1 else min(NEURONS, power_of_two_in(num_neurons))
     values = torch.empty(total, tokens, dtype=x.dtype, device=device)
     any_token = torch.empty(total, dtype=torch.int32, device=device)
-    values_kernel[(ceil_div(total, rows),)](
+    listed = _listed(mask, weights, any_token, tokens) if weights is not None else (None, None)
+    values_kernel[(ceil_div(total, NEURONS),)](
         x,
         gate_up,
         mask.view(torch.uint8),
-        routing,
+        weights,
+        *listed,
         values,
         any_token,
         threshold,
@@ -215,7 +296,7 @@ def sparse(
         HIDDEN=hidden,
         EXPERTS=num_experts,
         TOKENS=tokens,
-        BLOCK_N=rows,
+        BLOCK_N=NEURONS,
         BLOCK_K=min(WIDTH if half else 16, power_of_two_in(hidden)),
         STAGES=(3 if tokens == 16 else 4) if half else 2,
         ACTIVATION=activation.value,
@@ -233,6 +314,7 @@ def sparse(
         values,
         down,
         any_token,
+        *listed,
         partial,
         counters(device),
         add,
@@ -247,7 +329,41 @@ def sparse(
         BLOCK_C=tiles.columns,
         STAGES=tiles.stages,
         ADD=add is not None,
+        ROUTED=routing is not None,
         num_warps=4,
         **overlap(device),
     )
     return out
+
+
+def _listed(mask: Tensor, weights: Tensor, any_token: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+    """The neurons that any token keeps of the experts it was sent to, in order; their number."""
+    (num_tokens, num_experts), (total,), device = weights.shape, any_token.shape, mask.device
+    num_neurons = total // num_experts
+    grid = (ceil_div(num_neurons, BLOCK), num_experts)
+    counts = torch.empty(grid[0] * grid[1], dtype=torch.int32, device=device)
+    kept, num_kept = torch.empty_like(any_token), torch.empty(1, dtype=torch.int32, device=device)
+    any_kernel[grid](
+        mask.view(torch.uint8),
+        weights,
+        any_token,
+        counts,
+        num_tokens,
+        num_neurons,
+        total,
+        EXPERTS=num_experts,
+        TOKENS=tokens,
+        BLOCK=BLOCK,
+        **overlap(device),
+    )
+    list_kernel[grid](
+        any_token,
+        counts,
+        kept,
+        num_kept,
+        num_neurons,
+        COUNTS=power_of_two(len(counts)),
+        BLOCK=BLOCK,
+        **overlap(device),
+    )
+    return kept, num_kept

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from ..batch import Routing
 from ..config import Activation
 from .gpu_gated import activate
 from .gpu_launch import overlap
@@ -26,7 +27,7 @@ COLUMNS = 32  # of the partial sums that one program adds
 @triton.jit
 def list_kernel(
     mask_ptr,
-    routing_ptr,
+    chosen_ptr,
     list_ptr,
     total_ptr,
     num_neurons,
@@ -35,30 +36,28 @@ def list_kernel(
     ROUTED: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """One token's kept neurons in order, and how many they are. A program lists one block of one
-    expert, and counts what comes before it."""
-    block, expert = tl.program_id(0), tl.program_id(1)
+    """One token's kept neurons, and how many they are: in order, but experts as they were chosen. A
+    program lists one block of one expert, and counts what comes before it."""
+    block, expert = tl.program_id(0), 0
     a = tl.arange(0, ALL)
     n = block * BLOCK + tl.arange(0, BLOCK)
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
     before = 0
-    end, limit = block * BLOCK, num_neurons
-    if ROUTED:  # of whom the token was not sent to, nothing is read
-        for other in range(expert):
-            bound = tl.where(tl.load(routing_ptr + other) != 0, num_neurons, 0)
-            there = tl.load(mask_ptr + other * num_neurons + a, mask=a < bound, other=0)
+    if ROUTED:
+        for other in range(tl.program_id(1)):
+            earlier = mask_ptr + tl.load(chosen_ptr + other) * num_neurons
+            there = tl.load(earlier + a, mask=a < num_neurons, other=0)
             before += tl.sum(there.to(tl.int32), 0)
-        sent = tl.load(routing_ptr + expert) != 0
-        end, limit = tl.where(sent, end, 0), tl.where(sent, limit, 0)
+        expert = tl.load(chosen_ptr + tl.program_id(1)).to(tl.int32)
     mask_ptr += expert * num_neurons
-    earlier = tl.load(mask_ptr + a, mask=a < end, other=0)
-    before += tl.sum(earlier.to(tl.int32), 0)
-    kept = tl.load(mask_ptr + n, mask=n < limit, other=0).to(tl.int32)
+    there = tl.load(mask_ptr + a, mask=a < block * BLOCK, other=0)
+    before += tl.sum(there.to(tl.int32), 0)
+    kept = tl.load(mask_ptr + n, mask=n < num_neurons, other=0).to(tl.int32)
     place = before + tl.cumsum(kept, 0) - kept
     tl.store(list_ptr + place, expert * num_neurons + n, mask=kept != 0)
-    if (block == tl.num_programs(0) - 1) & (expert == tl.num_programs(1) - 1):
+    if (block == tl.num_programs(0) - 1) & (tl.program_id(1) == tl.num_programs(1) - 1):
         tl.store(total_ptr, before + tl.sum(kept, 0))
 
 
@@ -162,23 +161,26 @@ def sparse(
     eps: float = 0.0,
     add: Tensor | None = None,
     scale: float = 1.0,
-    routing: Tensor | None = None,
+    routing: Routing | None = None,
 ) -> Tensor:
     """`reference.ffn` for one token: reads only the rows that it keeps.
 
     x is normed by norm [hidden] and eps first, the result scaled and added to `add`, where they are
-    given. With routing [1, E] float32, the neurons are E experts' one after the other, and their
-    values are weighted by it; the mask of an expert that the token was not sent to is not read.
+    given. With routing, the neurons are E experts' one after the other, and their values are
+    weighted; the mask of an expert that the token was not sent to is not read.
     """
     hidden, total, device = x.shape[1], gate_up.shape[0], x.device
-    num_experts = 1 if routing is None else routing.shape[1]
+    num_experts, num_chosen, chosen, weights = 1, 1, None, None
+    if routing is not None:
+        num_experts, num_chosen = routing.weights.shape[1], routing.chosen.shape[1]
+        chosen, weights = routing.chosen, routing.weights
     num_neurons = total // num_experts
     shared = {"ROUTED": routing is not None, **overlap(device)}
     kept = torch.empty(total, dtype=torch.int32, device=device)
     count = torch.empty(1, dtype=torch.int32, device=device)
-    list_kernel[(ceil_div(num_neurons, BLOCK), num_experts)](
+    list_kernel[(ceil_div(num_neurons, BLOCK), num_chosen)](
         mask.view(torch.uint8),
-        routing,
+        chosen,
         kept,
         count,
         num_neurons,
@@ -194,7 +196,7 @@ def sparse(
         norm,
         gate_up,
         down,
-        routing,
+        weights,
         kept,
         count,
         partial,

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from ..batch import Routing
 from .gpu_launch import counters, fetch, overlap, share
 from .sizes import ceil_div, power_of_two, power_of_two_in
 
@@ -57,7 +58,7 @@ def one_kernel(
     weight_ptr,
     add_ptr,
     out_ptr,
-    routing_ptr,
+    chosen_ptr,
     threshold,
     eps,
     scale,
@@ -77,7 +78,7 @@ def one_kernel(
     """One token, [WIDTH] x [rows, WIDTH], row r at r * STRIDE.
 
     NORM: x is normed first. ADD: the result is scaled and added to another row.
-    ROUTED: `expert_rows` rows belong to an expert, who is skipped where the router gave it nothing.
+    ROUTED: `expert_rows` rows belong to an expert, and only the chosen ones' are multiplied.
     PER_EXPERT: each expert has an x of its own.
     """
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -87,11 +88,11 @@ def one_kernel(
     if PDL:
         gdc_launch_dependents()
     if ROUTED:
-        expert = tl.program_id(0) * BLOCK_N // expert_rows
+        place = tl.program_id(0) * BLOCK_N // expert_rows
         if PDL:
             gdc_wait()
-        if tl.load(routing_ptr + expert) == 0:
-            return
+        expert = tl.load(chosen_ptr + place).to(tl.int32)
+        rows += (expert - place) * expert_rows
     row = weight_ptr + tl.minimum(rows, num_rows - 1).to(tl.int64)[:, None] * STRIDE
     weights = ()
     for step in tl.static_range(steps):
@@ -239,19 +240,19 @@ def multiply(
     eps: float = 0.0,
     add: Tensor | None = None,
     scale: float = 1.0,
-    routing: Tensor | None = None,
+    routing: Routing | None = None,
     per_expert: bool = False,
     ahead: Tensor | None = None,
 ) -> Tensor:
     """out [T, rows] = epilogue(add + scale * (x [T, WIDTH] @ weight.T)), for shapes that `fits`.
 
     weight [rows, WIDTH], of any row stride. x is normed by norm [WIDTH] and eps first: for one
-    token here, for more before the call. With routing [T, E] float32, the rows are E experts' one
-    after the other, [E, rows / E, WIDTH]: those whom no token was sent to are left as they are, and
-    a mask is false for a token that was sent elsewhere. With `per_expert` x is [T, E * WIDTH], a
+    token here, for more before the call. With routing, the rows are E experts' one after the other,
+    [E, rows / E, WIDTH]: those whom no token was sent to are left as they are, and a mask is false
+    for a token that was sent elsewhere. With `per_expert` x is [T, E * WIDTH], a
     part for each. ahead: a contiguous weight that will be read next.
     """
-    num_rows, num_experts = weight.shape[0], 1 if routing is None else routing.shape[1]
+    num_rows, num_experts = weight.shape[0], 1 if routing is None else routing.weights.shape[1]
     assert weight.stride(1) == 1, weight.stride()
     assert x.is_contiguous(), x.stride()
     assert norm is None or x.shape[0] == 1, x.shape
@@ -275,13 +276,14 @@ def multiply(
         rows = 2 if expert_rows % 2 == 0 else 1
     if epilogue is Epilogue.GATED and width <= 4096:
         rows = 4
-    one_kernel[(ceil_div(num_rows, rows),)](
+    num_chosen = 1 if routing is None else routing.chosen.shape[1]
+    one_kernel[(num_chosen * ceil_div(expert_rows, rows),)](
         x,
         norm,
         weight,
         add,
         out,
-        routing,
+        None if routing is None else routing.chosen,
         threshold,
         eps,
         scale,
@@ -301,7 +303,7 @@ def _few(
     weight: Tensor,
     add: Tensor | None,
     out: Tensor,
-    routing: Tensor | None,
+    routing: Routing | None,
     threshold: float,
     scale: float,
     expert_rows: int,
@@ -323,7 +325,7 @@ def _few(
         out,
         torch.empty(size, dtype=torch.float32, device=device),
         counters(device),
-        routing,
+        None if routing is None else routing.weights,
         ahead,
         0 if ahead is None else ahead.numel() * ahead.element_size(),
         threshold,
@@ -333,11 +335,11 @@ def _few(
         x.shape[1],
         expert_rows,
         SPLITS=splits,
-        EXPERTS=1 if routing is None else routing.shape[1],
+        EXPERTS=1 if routing is None else routing.weights.shape[1],
         TOKENS=tokens,
         BLOCK_N=rows,
         BLOCK_K=columns if half else min(32, columns),
-        STAGES=4 if half else 2,
+        STAGES=(4 if columns == 128 else 6) if half else 2,
         CHUNK=share(ahead, tiles * splits, 128),
         num_warps=4,
         **shared,

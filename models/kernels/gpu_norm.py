@@ -7,6 +7,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from ..batch import Routing
 from .gpu_launch import overlap
 from .sizes import power_of_two
 
@@ -50,6 +51,7 @@ def route_kernel(
     x_ptr,
     router_ptr,
     weights_ptr,
+    chosen_ptr,
     hidden,
     num_experts,
     num_chosen,
@@ -76,22 +78,25 @@ def route_kernel(
     logits = tl.where(e < num_experts, logits, float("-inf"))
     odds = tl.exp(logits - tl.max(logits, 0))
     left, chosen = odds, tl.zeros((EXPERTS,), tl.float32)
-    for _ in range(num_chosen):
+    for i in range(num_chosen):
         best = tl.argmax(left, 0)
+        tl.store(chosen_ptr + t * num_chosen + i, best.to(tl.int64))
         chosen = tl.where(e == best, odds, chosen)
         left = tl.where(e == best, -1.0, left)
     weights = chosen / tl.sum(chosen, 0)
     tl.store(weights_ptr + t * num_experts + e, weights, mask=e < num_experts)
 
 
-def route(x: Tensor, router: Tensor, num_chosen: int) -> Tensor:
-    """`reference.route`'s weights, [T, E] float32."""
+def route(x: Tensor, router: Tensor, num_chosen: int) -> Routing:
+    """`reference.route`."""
     (num_tokens, hidden), num_experts = x.shape, router.shape[0]
     weights = torch.empty(num_tokens, num_experts, dtype=torch.float32, device=x.device)
+    chosen = torch.empty(num_tokens, num_chosen, dtype=torch.int64, device=x.device)
     route_kernel[(num_tokens,)](
         x,
         router,
         weights,
+        chosen,
         hidden,
         num_experts,
         num_chosen,
@@ -100,4 +105,4 @@ def route(x: Tensor, router: Tensor, num_chosen: int) -> Tensor:
         num_warps=8,
         **overlap(x.device),
     )
-    return weights
+    return Routing(weights, chosen)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..batch import Routing
 from ..config import Activation
 from . import gpu_linear
 from .gpu_linear import Epilogue
@@ -21,9 +22,9 @@ def predict(
     fc1: Tensor,
     fc2: Tensor,
     threshold: float | Tensor,
-    routing: Tensor | None = None,
+    routing: Routing | None = None,
 ) -> Tensor:
-    """`reference.predict`. With routing [T, E] float32: E experts' predictors one after the other,
+    """`reference.predict`. With routing: E experts' predictors one after the other,
     fc1 [E * r, hidden], fc2 [E * N, r] -> [T, E * N]; of an expert to whom no token was sent
     nothing is written."""
     num_tokens, device = residual.shape[0], residual.device

@@ -58,7 +58,21 @@ class Ops:
     ]
     route: Callable[[Tensor, Tensor, int], Routing]
     predict_experts: Callable[[Tensor, Tensor, Tensor, float, Routing], Tensor]
-    experts: Callable[[Tensor, Tensor, Tensor, Tensor, Activation, float, FfnMode, Routing], Tensor]
+    experts: Callable[
+        [
+            Tensor,
+            Tensor,
+            float,
+            Tensor,
+            Tensor,
+            Tensor,
+            Activation,
+            float,
+            FfnMode,
+            Routing,
+        ],
+        Tensor,
+    ]
     draw: Callable[[Tensor, Tensor, Tensor, Limits | None], Tensor]
 
     @property

@@ -230,7 +230,7 @@ def best_of(logits: Tensor, num_chosen: int) -> Routing:
     best, chosen = probabilities.topk(num_chosen, dim=-1)  # [T, k] each
     weights = torch.zeros_like(probabilities)
     weights.scatter_(1, chosen, best / best.sum(-1, keepdim=True))
-    return Routing(weights, num_chosen)
+    return Routing(weights, chosen)
 
 
 def predict_experts(
@@ -247,6 +247,8 @@ def predict_experts(
 
 def experts(
     x: Tensor,
+    residual: Tensor,
+    scale: float,
     gate_up: Tensor,
     down: Tensor,
     mask: Tensor,
@@ -255,12 +257,13 @@ def experts(
     mode: FfnMode,
     routing: Routing,
 ) -> Tensor:
-    """The weighted sum of E experts' FFNs, as one long FFN: gate_up [E * N, 2 * hidden], down
-    [E * N, hidden], mask [T, E * N] -> [T, hidden]. All modes mean the same."""
+    """`residual + scale * ` the weighted sum of E experts' FFNs, as one long FFN: gate_up
+    [E * N, 2 * hidden], down [E * N, hidden], mask [T, E * N] -> [T, hidden]. All modes mean the
+    same."""
     num_experts = routing.weights.shape[1]
     weights = routing.weights.repeat_interleave(gate_up.shape[0] // num_experts, 1)
     values = gated(x, gate_up, activation, threshold).float() * weights
-    return values.where(mask & (weights != 0), 0).to(x.dtype) @ down
+    return residual + scale * (values.where(mask & (weights != 0), 0).to(x.dtype) @ down)
 
 
 def draw(logits: Tensor, temperature: Tensor, points: Tensor, limits: Limits | None) -> Tensor:

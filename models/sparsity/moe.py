@@ -49,9 +49,8 @@ class MoE(nn.Module):
         x = self.ops.rms_norm(residual, norm.weight, norm.eps)
         routing = self.ops.route(x, self.router.weight, self.num_chosen)
         if self.stacked is not None and batch.thresholds is None:
-            out = self._together(x, residual, routing, self.stacked, batch, layer)
-        else:
-            out = self._in_turn(x, residual, norm, routing, batch, layer)
+            return self._together(x, residual, routing, self.stacked, batch, layer)
+        out = self._in_turn(x, residual, norm, routing, batch, layer)
         return residual + self.residual_scale * out
 
     def stack(self) -> None:
@@ -91,6 +90,8 @@ class MoE(nn.Module):
             batch.active[layer] += kept.float().mean(-1).sum(-1) / self.num_chosen
         return self.ops.experts(
             x,
+            residual,
+            self.residual_scale,
             stacked.gate_up,
             stacked.down,
             mask,

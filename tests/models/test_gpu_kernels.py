@@ -108,8 +108,8 @@ def check_experts(num_tokens, hidden, neurons, rank, mode, dtype=torch.float32, 
     assert (scores == found)[sent].float().mean() > 0.995, "near the threshold rounding may decide"
     mask = scores.where(sent, True)  # what an expert's mask says of others must not matter
     arguments = (mask, Activation.DRELU, 0.0, mode, routing)
-    want = reference.experts(x, gate_up, down, *arguments)
-    close(gpu.experts(x, gate_up, down, *arguments), want)
+    want = reference.experts(x, residual, 0.5, gate_up, down, *arguments)
+    close(gpu.experts(x, residual, 0.5, gate_up, down, *arguments), want)
 
 
 @pytest.mark.parametrize("num_tokens", [1, 3])
