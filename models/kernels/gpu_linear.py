@@ -23,6 +23,7 @@ MAX_TOKENS = 64
 ROWS = 64  # of a tile: what one warp group multiplies at once
 PROGRAMS = 96  # from which on splitting the columns costs more than it brings
 ELEMENTS = 16384  # of the weights that a program of one token holds
+WHOLE = 1024  # elements that four warps load 16 bytes a thread of
 
 
 class Epilogue(IntEnum):
@@ -272,6 +273,7 @@ def multiply(
     columns = power_of_two_in(width)
     columns = min(4096, columns) if columns >= 64 else power_of_two(width)
     rows = min(8, max(1, power_of_two(ELEMENTS // width + 1) // 2))
+    rows = max(rows, WHOLE // columns)
     if epilogue is Epilogue.GATED or expert_rows % rows:
         rows = 2 if expert_rows % 2 == 0 else 1
     if epilogue is Epilogue.GATED and width <= 4096:
