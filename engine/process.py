@@ -88,8 +88,7 @@ def _serve(connection: Connection, core: EngineCore[object]) -> None:
 
 def _receive(connection: Connection, core: EngineCore[object]) -> None:
     """Take all that has arrived; wait only when there is nothing to do."""
-    patience = COMPILE_SECONDS if core.is_compiling else None
-    while connection.poll(0 if core.has_work else patience):
+    while connection.poll(_patience(core)):
         message: ToEngine = connection.recv()
         match message:
             case Submit():
@@ -98,3 +97,10 @@ def _receive(connection: Connection, core: EngineCore[object]) -> None:
                 core.abort(message.ids)
             case ResetPrefixCache():
                 core.reset_prefix_cache()
+
+
+def _patience(core: EngineCore[object]) -> float | None:
+    """Seconds to wait for a message; None: there is nothing else to do."""
+    if core.has_work:
+        return 0
+    return COMPILE_SECONDS if core.is_compiling else None

@@ -22,18 +22,27 @@ from .errors import (
     PayloadTooLarge,
 )
 from .request_id import RequestIds
-from .routes import chat, completions, health, metrics, models
+from .routes import chat, completions, health, metrics, models, server, tokens
 from .service import Service
 
 logger = logging.getLogger(__name__)
-ROUTERS = (chat.router, completions.router, models.router, health.router, metrics.router)
+ROUTERS = (
+    chat.router,
+    completions.router,
+    tokens.router,
+    models.router,
+    server.router,
+    health.router,
+    metrics.router,
+)
 MAX_ERRORS = 3  # of a body, named in one answer
 STATUSES: dict[int, type[ApiError]] = {
     404: NotFound,
     405: MethodNotAllowed,
     413: PayloadTooLarge,
 }
-# Words in a validation error's location that are types of a union, not fields.
+# Words in a validation error's location that are types of a union, not fields; our own begin with
+# a capital letter.
 TYPE_NAMES = frozenset({"str", "int", "float", "bool", "list", "dict", "constrained-str", "body"})
 
 
@@ -90,7 +99,7 @@ def field_name(location: Sequence[str | int]) -> str:
     for part in location:
         if isinstance(part, int):
             name += f"[{part}]"
-        elif part not in TYPE_NAMES and "[" not in part and part.isidentifier():
+        elif part not in TYPE_NAMES and part.isidentifier() and not part[0].isupper():
             name += f".{part}" if name else part
     return name
 

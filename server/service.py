@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -13,15 +13,20 @@ from functools import partial
 from ..engine.client import EngineClient
 from ..engine.errors import EngineDeadError
 from ..engine.request import SamplingParams
-from .chat_template import ChatTemplate, Message, TemplateRefused
+from .chat_template import ChatTemplate
 from .checkpoint import Defaults
+from .conversation import conversation
 from .detokenizer import Detokenizer
 from .errors import BadRequest, EngineDead, ModelNotFound, Overloaded
 from .generation import Choice, Generation
 from .metrics import Metrics
-from .sampling import check_prompt, sampling_params
-from .schemas import INT64, ChatMessage, ChatRequest, CompletionFields, CompletionRequest
+from .refusals import refuse_unsupported
+from .sampling import check_prompt, is_echo_only, sampling_params
+from .schemas import INT64, ChatRequest, CompletionFields, CompletionRequest
+from .structured import check, format_of, grammar_of
 from .tokenizer import Tokenizer
+from .tool_parser import ToolStream, new_id
+from .tools import ToolPlan, plan_tools
 
 LONG_TEXT = 4000  # characters: beyond this, encoding would hold up the event loop for a millisecond
 
@@ -59,29 +64,49 @@ class Service:
             raise ModelNotFound(f"the model {model!r} is not served here: {known}", "model")
         return model
 
-    async def chat(self, request: ChatRequest) -> Generation:
-        """Admit, encode, submit; raises ApiError."""
+    async def chat(self, request: ChatRequest, call_prefix: str = "call") -> Generation:
+        """Admit, encode, submit; raises ApiError. Ids of tool calls begin with `call_prefix`."""
         model = self.check_model(request.model)
+        refuse_unsupported(request)
+        plan = plan_tools(request)
         with ExitStack() as resources:
             resources.enter_context(self._admitted(request.n or 1))
-            prompt = await self._encode_chat(request.messages)
+            grammar = await self._grammar(request, plan)
+            prompt = await self.encode_chat(request)
             check_prompt(prompt, self.engine.info, "messages")
-            return self._submit("chatcmpl", model, request, [prompt], resources.pop_all())
+            tools = None
+            if plan is not None:
+                new = partial(new_id, call_prefix)
+                tools = partial(ToolStream, parallel=plan.parallel, new_id=new)
+            return self._submit(
+                "chatcmpl", model, request, [prompt], grammar, tools, resources.pop_all()
+            )
 
     async def complete(self, request: CompletionRequest) -> Generation:
         """Admit, encode, submit; raises ApiError."""
         model = self.check_model(request.model)
+        refuse_unsupported(request)
         given = request.prompts
         with ExitStack() as resources:
             resources.enter_context(self._admitted(len(given) * (request.n or 1)))
+            grammar = await self._grammar(request, None)
             prompts: list[list[int]] = []
             for i, prompt in enumerate(given):
                 name = f"prompt[{i}]" if len(given) > 1 else "prompt"
                 if isinstance(prompt, str):
-                    prompt = await self._encode(prompt, name, add_special_tokens=True)
+                    prompt = await self.encode(prompt, name, add_special_tokens=True)
                 check_prompt(prompt, self.engine.info, name)
                 prompts.append(prompt)
-            return self._submit("cmpl", model, request, prompts, resources.pop_all())
+            return self._submit("cmpl", model, request, prompts, grammar, None, resources.pop_all())
+
+    async def _grammar(self, request: CompletionFields, plan: ToolPlan | None) -> str | None:
+        """What the answer must follow; checked off the loop, since a large one takes long."""
+        grammar = grammar_of(request, plan)
+        if grammar is not None:
+            wanted = format_of(request)
+            field = "tools" if wanted is None else wanted.field
+            await asyncio.to_thread(check, grammar, field)
+        return grammar
 
     @contextmanager
     def _admitted(self, num_choices: int) -> Generator[None]:
@@ -98,20 +123,14 @@ class Service:
         finally:
             self._num_open -= num_choices
 
-    async def _encode_chat(self, messages: list[ChatMessage]) -> list[int]:
-        template = self._template
-        if template is None:
+    async def encode_chat(self, request: ChatRequest) -> list[int]:
+        """The token ids of a conversation, as the model sees it; raises BadRequest."""
+        if self._template is None:
             raise BadRequest("this model has no chat template: use /v1/completions", "messages")
-        turns = [_turn(message) for message in messages]
-        try:
-            text = template.render(turns)
-        except TemplateRefused as error:
-            raise BadRequest(
-                f"the chat template refuses these messages: {error}", "messages"
-            ) from error
-        return await self._encode(text, "messages", add_special_tokens=False)
+        text = conversation(request, self._template)
+        return await self.encode(text, "messages", add_special_tokens=False)
 
-    async def _encode(self, text: str, field: str, *, add_special_tokens: bool) -> list[int]:
+    async def encode(self, text: str, field: str, *, add_special_tokens: bool) -> list[int]:
         encode = partial(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
         try:
             text.encode()
@@ -125,6 +144,8 @@ class Service:
         model: str,
         request: CompletionFields,
         prompts: list[list[int]],
+        grammar: str | None,
+        tools: Callable[[], ToolStream] | None,
         resources: ExitStack,
     ) -> Generation:
         """Hand every choice of every prompt to the engine; `resources` go with the generation."""
@@ -133,7 +154,9 @@ class Service:
         choices: list[Choice] = []
         with resources:
             info = self.engine.info
-            samplings = [sampling_params(request, len(p), info, self._defaults) for p in prompts]
+            samplings = [
+                sampling_params(request, len(p), info, self._defaults, grammar) for p in prompts
+            ]
             resources.callback(self._end, choices, num_prompt, started)
             for prompt, sampling in zip(prompts, samplings, strict=True):
                 for i in range(n):
@@ -143,8 +166,17 @@ class Service:
                         )
                     except EngineDeadError as error:
                         raise EngineDead(str(error)) from error
-                    detokenizer = self._detokenizer(request)
-                    choices.append(Choice(len(choices), stream, detokenizer, self.metrics, started))
+                    choice = Choice(
+                        len(choices),
+                        prompt,
+                        stream,
+                        self._detokenizer(request),
+                        None if tools is None else tools(),
+                        self.metrics,
+                        started,
+                        echo_only=is_echo_only(request),
+                    )
+                    choices.append(choice)
             return Generation(id, model, num_prompt, choices, n, self.engine, resources.pop_all())
 
     def _detokenizer(self, request: CompletionFields) -> Detokenizer:
@@ -165,12 +197,6 @@ class Service:
                 sum(choice.num_tokens for choice in choices),
                 [choice.finish or "abort" for choice in choices],
             )
-
-
-def _turn(message: ChatMessage) -> Message:
-    """A message as templates expect it: plain text, and whatever else the client put there."""
-    role = "system" if message.role == "developer" else message.role
-    return {**(message.model_extra or {}), "role": role, "content": message.text}
 
 
 def _seeded(sampling: SamplingParams, i: int) -> SamplingParams:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter, Depends, Request, Response
 
 from ..dependencies import ServiceDependency, require_json
-from ..schemas import ChatRequest, refuse_unsupported, refuse_unsupported_messages
-from ..stream import Form, respond
+from ..schemas import ChatRequest
+from ..stream import respond
 from ..wire import ChatDialect
 
 router = APIRouter(prefix="/v1")
@@ -17,8 +17,11 @@ async def chat_completions(
     body: ChatRequest, request: Request, service: ServiceDependency
 ) -> Response:
     """The assistant's next turn, whole or streamed."""
-    refuse_unsupported(body)
-    refuse_unsupported_messages(body.messages)
     generation = await service.chat(body)
-    form = Form(bool(body.stream), body.include_usage, bool(body.logprobs))
-    return await respond(generation, ChatDialect(service.tokenizer), form, request)
+    dialect = ChatDialect(
+        generation,
+        service.tokenizer,
+        include_usage=body.include_usage,
+        logprobs=bool(body.logprobs),
+    )
+    return await respond(generation, dialect, request, stream=bool(body.stream))

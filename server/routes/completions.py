@@ -5,8 +5,9 @@ from __future__ import annotations
 from fastapi import APIRouter, Depends, Request, Response
 
 from ..dependencies import ServiceDependency, require_json
-from ..schemas import CompletionRequest, refuse_unsupported
-from ..stream import Form, respond
+from ..schemas import CompletionRequest
+from ..service import Service
+from ..stream import respond
 from ..wire import TextDialect
 
 router = APIRouter(prefix="/v1")
@@ -17,7 +18,22 @@ async def completions(
     body: CompletionRequest, request: Request, service: ServiceDependency
 ) -> Response:
     """What follows a text, whole or streamed."""
-    refuse_unsupported(body)
     generation = await service.complete(body)
-    form = Form(bool(body.stream), body.include_usage, body.logprobs is not None)
-    return await respond(generation, TextDialect(service.tokenizer), form, request)
+    dialect = TextDialect(
+        generation,
+        service.tokenizer,
+        include_usage=body.include_usage,
+        logprobs=body.logprobs is not None,
+        echoed=_echoed(body, service) if body.echo else (),
+    )
+    return await respond(generation, dialect, request, stream=bool(body.stream))
+
+
+def _echoed(body: CompletionRequest, service: Service) -> list[str]:
+    """Each choice's prompt as text."""
+    skip = body.skip_special_tokens is not False
+    texts = [
+        p if isinstance(p, str) else service.tokenizer.decode(p, skip_special_tokens=skip)
+        for p in body.prompts
+    ]
+    return [text for text in texts for _ in range(body.n or 1)]

@@ -48,7 +48,9 @@ class Running:
         limits = {"max_num_seqs": 40, "max_queued_requests": 100, "max_body_bytes": 100_000}
         limits |= self._limits
         config = EngineConfig(
-            model="echo", max_num_seqs=limits["max_num_seqs"], num_pages=limits.get("num_pages")
+            model=str(self._directory),
+            max_num_seqs=limits["max_num_seqs"],
+            num_pages=limits.get("num_pages"),
         )
         engine = await EngineClient.start(config, "echo_engine:build")
         self.service = Service(
