@@ -22,13 +22,25 @@ from .errors import (
     PayloadTooLarge,
 )
 from .request_id import RequestIds
-from .routes import chat, completions, health, metrics, models, server, tokens
+from .routes import (
+    chat,
+    completions,
+    health,
+    messages,
+    metrics,
+    models,
+    responses,
+    server,
+    tokens,
+)
 from .service import Service
 
 logger = logging.getLogger(__name__)
 ROUTERS = (
     chat.router,
     completions.router,
+    responses.router,
+    messages.router,
     tokens.router,
     models.router,
     server.router,

@@ -6,6 +6,9 @@ ApiError > BadRequest (> TooLong) · NotFound (> ModelNotFound) · MethodNotAllo
 
 from __future__ import annotations
 
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+
 
 class ApiError(Exception):
     """Becomes `{"error": {"message", "type", "param", "code"}}` with `status`."""
@@ -102,3 +105,15 @@ class GenerationFailed(ApiError):
     """The engine could not compute this one request."""
 
     code = "generation_failed"
+
+
+@contextmanager
+def renamed(fields: Mapping[str, str]) -> Generator[None]:
+    """An error inside names its field as this API's clients know it."""
+    try:
+        yield
+    except ApiError as error:
+        if error.param is not None and error.param in fields:
+            error.message = error.message.replace(error.param, fields[error.param], 1)
+            error.param = fields[error.param]
+        raise

@@ -64,8 +64,10 @@ class Service:
             raise ModelNotFound(f"the model {model!r} is not served here: {known}", "model")
         return model
 
-    async def chat(self, request: ChatRequest, call_prefix: str = "call") -> Generation:
-        """Admit, encode, submit; raises ApiError. Ids of tool calls begin with `call_prefix`."""
+    async def chat(
+        self, request: ChatRequest, *, id_prefix: str = "chatcmpl-", call_prefix: str = "call"
+    ) -> Generation:
+        """Admit, encode, submit; raises ApiError. The prefixes are of ids: its own, its calls'."""
         model = self.check_model(request.model)
         refuse_unsupported(request)
         plan = plan_tools(request)
@@ -79,7 +81,7 @@ class Service:
                 new = partial(new_id, call_prefix)
                 tools = partial(ToolStream, parallel=plan.parallel, new_id=new)
             return self._submit(
-                "chatcmpl", model, request, [prompt], grammar, tools, resources.pop_all()
+                id_prefix, model, request, [prompt], grammar, tools, resources.pop_all()
             )
 
     async def complete(self, request: CompletionRequest) -> Generation:
@@ -140,7 +142,7 @@ class Service:
 
     def _submit(
         self,
-        kind: str,
+        id_prefix: str,
         model: str,
         request: CompletionFields,
         prompts: list[list[int]],
@@ -149,7 +151,7 @@ class Service:
         resources: ExitStack,
     ) -> Generation:
         """Hand every choice of every prompt to the engine; `resources` go with the generation."""
-        id, n, started = f"{kind}-{uuid.uuid4().hex}", request.n or 1, time.perf_counter()
+        id, n, started = f"{id_prefix}{uuid.uuid4().hex}", request.n or 1, time.perf_counter()
         num_prompt = sum(map(len, prompts))
         choices: list[Choice] = []
         with resources:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import ExitStack
 from typing import Protocol
 
 from sse_starlette import EventSourceResponse
@@ -42,10 +43,19 @@ class Dialect(Protocol):
 
 
 async def respond(
-    generation: Generation, dialect: Dialect, request: Request, *, stream: bool
+    generation: Generation,
+    speak: Callable[[Generation], Dialect],
+    request: Request,
+    *,
+    stream: bool,
 ) -> Response:
     """The HTTP answer; the generation is closed when it ends, however it ends."""
-    if stream:
+    with ExitStack() as ending:
+        ending.callback(generation.close)
+        dialect = speak(generation)
+        if not stream:
+            return JSONResponse(dialect.whole(await _unless_left(request, generation.answers())))
+        ending.pop_all()
         return EventSourceResponse(
             _events(generation, dialect),
             headers={"Cache-Control": "no-cache"},
@@ -53,10 +63,6 @@ async def respond(
             # A client that leaves before the first event leaves a generator that never began.
             background=BackgroundTask(generation.close),
         )
-    try:
-        return JSONResponse(dialect.whole(await _unless_left(request, generation.answers())))
-    finally:
-        generation.close()
 
 
 async def _events(generation: Generation, dialect: Dialect) -> AsyncIterator[bytes]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from fastapi import APIRouter, Depends, Request, Response
 
 from ..dependencies import ServiceDependency, require_json
@@ -18,10 +20,10 @@ async def chat_completions(
 ) -> Response:
     """The assistant's next turn, whole or streamed."""
     generation = await service.chat(body)
-    dialect = ChatDialect(
-        generation,
-        service.tokenizer,
+    speak = partial(
+        ChatDialect,
+        tokenizer=service.tokenizer,
         include_usage=body.include_usage,
         logprobs=bool(body.logprobs),
     )
-    return await respond(generation, dialect, request, stream=bool(body.stream))
+    return await respond(generation, speak, request, stream=bool(body.stream))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from fastapi import APIRouter, Depends, Request, Response
 
 from ..dependencies import ServiceDependency, require_json
@@ -19,14 +21,14 @@ async def completions(
 ) -> Response:
     """What follows a text, whole or streamed."""
     generation = await service.complete(body)
-    dialect = TextDialect(
-        generation,
-        service.tokenizer,
+    speak = partial(
+        TextDialect,
+        tokenizer=service.tokenizer,
         include_usage=body.include_usage,
         logprobs=body.logprobs is not None,
         echoed=_echoed(body, service) if body.echo else (),
     )
-    return await respond(generation, dialect, request, stream=bool(body.stream))
+    return await respond(generation, speak, request, stream=bool(body.stream))
 
 
 def _echoed(body: CompletionRequest, service: Service) -> list[str]:
