@@ -21,6 +21,7 @@ from .errors import (
     NotFound,
     PayloadTooLarge,
 )
+from .openapi import document
 from .request_id import RequestIds
 from .routes import (
     chat,
@@ -68,6 +69,7 @@ def create_app(service: Service, *, max_body_bytes: int) -> FastAPI:
     app.state.service = service
     for router in ROUTERS:
         app.include_router(router)
+    document(app)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)

@@ -93,7 +93,7 @@ Block = Annotated[
 
 class Turn(Body):
     role: Literal["user", "assistant", "system"]
-    content: str | list[Block]
+    content: str | Annotated[list[Block], Field(min_length=1)]
 
 
 class AnthropicTool(Body):
@@ -220,7 +220,7 @@ def _turn(turn: Turn, where: str) -> list[ChatMessage]:
             case _:
                 field = f"{where}.content[{i}].type"
                 raise BadRequest(f"{field}: the {turn.role} cannot say {block.type}", field)
-    if not texts and not calls:
+    if results and not texts:
         return results
     said = ChatMessage(role=turn.role, content="\n".join(texts), tool_calls=calls or None)
     return [*results, said]

@@ -79,7 +79,9 @@ class Service:
             tools = None
             if plan is not None:
                 new = partial(new_id, call_prefix)
-                tools = partial(ToolStream, parallel=plan.parallel, new_id=new)
+                tools = partial(
+                    ToolStream, parallel=plan.parallel, new_id=new, calls_only=plan.must_call
+                )
             return self._submit(
                 id_prefix, model, request, [prompt], grammar, tools, resources.pop_all()
             )
@@ -99,7 +101,9 @@ class Service:
                     prompt = await self.encode(prompt, name, add_special_tokens=True)
                 check_prompt(prompt, self.engine.info, name)
                 prompts.append(prompt)
-            return self._submit("cmpl", model, request, prompts, grammar, None, resources.pop_all())
+            return self._submit(
+                "cmpl-", model, request, prompts, grammar, None, resources.pop_all()
+            )
 
     async def _grammar(self, request: CompletionFields, plan: ToolPlan | None) -> str | None:
         """What the answer must follow; checked off the loop, since a large one takes long."""

@@ -172,9 +172,16 @@ class CallDelta:
 
 
 class ToolStream:
-    """One answer's text as it grows, divided into content and calls."""
+    """One answer's text as it grows, divided into content and calls.
 
-    def __init__(self, *, parallel: bool, new_id: Callable[[], str]) -> None:
+    Where nothing but calls can come (`calls_only`), what is no call is one that was cut short
+    before its name was known: it is not shown.
+    """
+
+    def __init__(
+        self, *, parallel: bool, new_id: Callable[[], str], calls_only: bool = False
+    ) -> None:
+        self._calls_only = calls_only
         self._max_calls = None if parallel else 1
         self._new_id = new_id
         self._text = ""
@@ -202,7 +209,8 @@ class ToolStream:
                 deltas.append(CallDelta(i, call.arguments, self._new_id(), call.name))
             elif len(call.arguments) > len(before.calls[i].arguments):
                 deltas.append(CallDelta(i, call.arguments[len(before.calls[i].arguments) :]))
-        return now.content[len(before.content) :], deltas
+        content = "" if self._calls_only else now.content[len(before.content) :]
+        return content, deltas
 
 
 def new_id(prefix: str) -> str:

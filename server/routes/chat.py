@@ -7,6 +7,7 @@ from functools import partial
 from fastapi import APIRouter, Depends, Request, Response
 
 from ..dependencies import ServiceDependency, require_json
+from ..openapi import STREAMING
 from ..schemas import ChatRequest
 from ..stream import respond
 from ..wire import ChatDialect
@@ -14,7 +15,7 @@ from ..wire import ChatDialect
 router = APIRouter(prefix="/v1")
 
 
-@router.post("/chat/completions", dependencies=[Depends(require_json)])
+@router.post("/chat/completions", responses=STREAMING, dependencies=[Depends(require_json)])
 async def chat_completions(
     body: ChatRequest, request: Request, service: ServiceDependency
 ) -> Response:

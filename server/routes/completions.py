@@ -7,6 +7,7 @@ from functools import partial
 from fastapi import APIRouter, Depends, Request, Response
 
 from ..dependencies import ServiceDependency, require_json
+from ..openapi import STREAMING
 from ..schemas import CompletionRequest
 from ..service import Service
 from ..stream import respond
@@ -15,7 +16,7 @@ from ..wire import TextDialect
 router = APIRouter(prefix="/v1")
 
 
-@router.post("/completions", dependencies=[Depends(require_json)])
+@router.post("/completions", responses=STREAMING, dependencies=[Depends(require_json)])
 async def completions(
     body: CompletionRequest, request: Request, service: ServiceDependency
 ) -> Response:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from ..dependencies import ServiceDependency, require_json
 from ..errors import renamed
+from ..openapi import STREAMING
 from ..responses_schemas import FIELDS, ResponsesRequest, to_chat
 from ..responses_wire import ResponsesDialect
 from ..stream import respond
@@ -15,7 +16,7 @@ from ..stream import respond
 router = APIRouter(prefix="/v1")
 
 
-@router.post("/responses", dependencies=[Depends(require_json)])
+@router.post("/responses", responses=STREAMING, dependencies=[Depends(require_json)])
 async def responses(
     body: ResponsesRequest, request: Request, service: ServiceDependency
 ) -> Response:

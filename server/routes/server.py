@@ -8,6 +8,7 @@ from ... import __version__
 from ...engine.errors import EngineDeadError
 from ..dependencies import ServiceDependency
 from ..errors import EngineDead
+from ..openapi import refusing
 
 router = APIRouter()
 
@@ -17,7 +18,7 @@ async def version() -> dict[str, str]:
     return {"version": __version__}
 
 
-@router.post("/reset_prefix_cache")
+@router.post("/reset_prefix_cache", response_class=Response, responses=refusing(503))
 async def reset_prefix_cache(service: ServiceDependency) -> Response:
     """Forget the K/V of earlier prompts, for measurements; what runs is not disturbed."""
     try:

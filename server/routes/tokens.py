@@ -7,10 +7,11 @@ from pydantic import ValidationError
 
 from ..dependencies import ServiceDependency, require_json
 from ..errors import BadRequest
+from ..openapi import ASKING
 from ..sampling import check_ids, context_length
 from ..schemas import ChatRequest, DetokenizeRequest, TokenizeRequest
 
-router = APIRouter(dependencies=[Depends(require_json)])
+router = APIRouter(dependencies=[Depends(require_json)], responses=ASKING)
 
 
 @router.post("/tokenize")

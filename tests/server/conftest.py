@@ -57,7 +57,7 @@ class Running:
             engine,
             read_tokenizer(self._directory),
             read_chat_template(self._directory),
-            names=["echo", "alias"],
+            names=["echo", "alias", "turbosparse-tiny"],
             defaults=read_defaults(self._directory),
             max_queued_requests=limits["max_queued_requests"],
         )

@@ -73,7 +73,7 @@ def test_the_official_client(server):
         answer = client.completions.create(model="echo", prompt="say:xyz", max_tokens=2)
         assert answer.choices[0].text == "xy"
         assert answer.choices[0].finish_reason == "length"
-        assert [m.id for m in client.models.list()] == ["echo", "alias"]
+        assert [m.id for m in client.models.list()] == ["echo", "alias", "turbosparse-tiny"]
         assert client.models.retrieve("echo").id == "echo"
         with pytest.raises(openai.NotFoundError):
             client.models.retrieve("other")

@@ -164,6 +164,6 @@ def test_health_says_what_runs(server):
 
 def test_models_say_whether_they_are_exact(server):
     cards = server.client.get("/v1/models").json()["data"]
-    assert [c["id"] for c in cards] == ["echo", "alias"]
+    assert [c["id"] for c in cards] == ["echo", "alias", "turbosparse-tiny"]
     assert cards[0]["exact"] is True
     assert cards[0]["max_model_len"] == 2000

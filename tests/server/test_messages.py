@@ -184,6 +184,8 @@ def test_the_assistants_last_words_are_continued(client):
         ({"messages": [{"role": "assistant", "content": [
             {"type": "tool_result", "tool_use_id": "t", "content": "x"}]}]},
          "messages[0].content[0].type"),
+        ({"messages": [{"role": "assistant", "content": []}]}, "messages[0].content"),
+        ({"messages": [{"role": "assistant", "content": [{"type": "thinking"}]}]}, "messages"),
         ({"mcp_servers": [{}]}, "mcp_servers"),
     ],
 )  # fmt: skip

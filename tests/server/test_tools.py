@@ -148,6 +148,13 @@ def test_a_call_cut_short_is_shown_as_far_as_it_came(server):
     assert functions(choice) == [("weather", '{"cit')]
 
 
+def test_a_forced_call_cut_short_before_its_name_is_not_text(server):
+    choice = server.say(OSLO, tools=TOOLS, tool_choice="required", max_tokens=20)
+    assert choice["message"]["content"] == ""
+    assert functions(choice) == []
+    assert choice["finish_reason"] == "length"
+
+
 CALL = {
     "id": "call_1",
     "type": "function",
