@@ -25,7 +25,7 @@ schema = schemathesis.openapi.from_dict(create_app(None, max_body_bytes=1).opena
 
 
 @schema.parametrize()
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_no_surprise(case, server):
     """The examples are the same every time, so that this cannot fail by chance."""
     case.call_and_validate(base_url=server.url, checks=CHECKS, timeout=30)
