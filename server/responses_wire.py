@@ -75,7 +75,9 @@ class ResponsesDialect:
 
     def closing(self) -> bytes:
         status = _status(self._answer.finish)
-        events = [*self._end(status)]
+        said_nothing = not (self._items or self._text or self._call)
+        events = [*self._add_text("")] if said_nothing else []
+        events += self._end(status)
         events.append(self._event(f"response.{status}", response=self._response(status)))
         return b"".join(events)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 from ..engine.client import EngineClient
 from ..engine.errors import EngineDeadError
@@ -28,7 +29,8 @@ from .tokenizer import Tokenizer
 from .tool_parser import ToolStream, new_id
 from .tools import ToolPlan, plan_tools
 
-LONG_TEXT = 4000  # characters: beyond this, encoding would hold up the event loop for a millisecond
+T = TypeVar("T")
+LONG_TEXT = 4000  # characters or tokens: beyond this, encoding would hold up the event loop for a millisecond
 
 
 class Service:
@@ -142,7 +144,20 @@ class Service:
             text.encode()
         except UnicodeEncodeError as error:  # JSON can say "\ud800"
             raise BadRequest(f"{field} is not Unicode text: {error.reason}", field) from error
-        return encode() if len(text) < LONG_TEXT else await asyncio.to_thread(encode)
+        return await _off_the_loop(encode, len(text))
+
+    async def decode(self, token_ids: list[int]) -> str:
+        """The text of ids, special tokens and all."""
+        decode = partial(self.tokenizer.decode, token_ids, skip_special_tokens=False)
+        return await _off_the_loop(decode, len(token_ids))
+
+    async def token_texts(self, token_ids: list[int]) -> list[str]:
+        """Each token by itself, U+FFFD for parts of characters."""
+
+        def texts() -> list[str]:
+            return [self.tokenizer.token_bytes(t).decode(errors="replace") for t in token_ids]
+
+        return await _off_the_loop(texts, len(token_ids))
 
     def _submit(
         self,
@@ -203,6 +218,11 @@ class Service:
                 sum(choice.num_tokens for choice in choices),
                 [choice.finish or "abort" for choice in choices],
             )
+
+
+async def _off_the_loop(work: Callable[[], T], size: int) -> T:
+    """Small work at once, large work on a thread."""
+    return work() if size < LONG_TEXT else await asyncio.to_thread(work)
 
 
 def _seeded(sampling: SamplingParams, i: int) -> SamplingParams:

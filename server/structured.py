@@ -136,7 +136,7 @@ def check(grammar: str, field: str) -> None:
         raise _invalid(complaint, field)
 
 
-@lru_cache(256)
+@lru_cache(64)
 def complaint_about(grammar: str) -> str | None:
     """What the grammar engine says is wrong with it."""
     is_wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar)

@@ -25,12 +25,11 @@ async def tokenize(body: TokenizeRequest, service: ServiceDependency) -> dict[st
     else:
         special = body.add_special_tokens is not False
         tokens = await service.encode(body.prompt or "", "prompt", add_special_tokens=special)
-    strings = [service.tokenizer.token_bytes(t).decode(errors="replace") for t in tokens]
     return {
         "count": len(tokens),
         "max_model_len": context_length(service.engine.info),
         "tokens": tokens,
-        "token_strs": strings if body.return_token_strs else None,
+        "token_strs": await service.token_texts(tokens) if body.return_token_strs else None,
     }
 
 
@@ -39,7 +38,7 @@ async def detokenize(body: DetokenizeRequest, service: ServiceDependency) -> dic
     """The text of ids, special tokens and all."""
     service.check_model(body.model)
     check_ids(body.tokens, service.engine.info, "tokens")
-    return {"prompt": service.tokenizer.decode(body.tokens, skip_special_tokens=False)}
+    return {"prompt": await service.decode(body.tokens)}
 
 
 def _chat(body: TokenizeRequest) -> ChatRequest:

@@ -178,3 +178,14 @@ def test_an_error_in_a_stream(client):
     with pytest.raises(openai.APIError, match="told to fail"):
         for _ in client.responses.create(model="echo", input="fail say:x", stream=True):
             pass
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_an_answer_without_a_word_is_an_empty_message(client, streams):
+    if streams:
+        with client.responses.stream(model="echo", input="say:") as stream:
+            answer = stream.get_final_response()
+    else:
+        answer = client.responses.create(model="echo", input="say:")
+    [message] = answer.output
+    assert message.content[0].text == ""
