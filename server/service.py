@@ -30,7 +30,7 @@ from .tool_parser import ToolStream, new_id
 from .tools import ToolPlan, plan_tools
 
 T = TypeVar("T")
-LONG_TEXT = 4000  # characters or tokens: beyond this, encoding would hold up the event loop for a millisecond
+LONG_TEXT = 4000  # characters or tokens: beyond this, a millisecond of the event loop
 
 
 class Service:
