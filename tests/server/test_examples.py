@@ -40,11 +40,10 @@ def test_curl(server):
 
 
 def test_node(server, tmp_path):
-    if shutil.which("npm") is None:
-        pytest.skip("needs Node.js")
     shutil.copy(EXAMPLES / "openai_chat.mjs", tmp_path)
-    run("npm", "install", "--silent", "--no-audit", "--no-fund", "openai", folder=tmp_path)
-    printed = run("node", "openai_chat.mjs", server.url, folder=tmp_path)
+    node, npm = (Path(sys.executable).with_name(name) for name in ("node", "npm"))
+    run(npm, "install", "--silent", "--no-audit", "--no-fund", "openai", folder=tmp_path)
+    printed = run(node, "openai_chat.mjs", server.url, folder=tmp_path)
     assert printed.splitlines()[-1].startswith("weather { city: '")
 
 
