@@ -118,6 +118,6 @@ def _input(arguments: str) -> Mapping[str, object]:
     """A call's arguments as an object; of one that was cut short, nothing."""
     try:
         value: object = json.loads(arguments)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}  # pyright: ignore[reportUnknownVariableType]

@@ -12,6 +12,7 @@ from .errors import BadRequest, TooLong
 from .schemas import ChatRequest, CompletionFields, CompletionRequest, Sparsity
 
 N = TypeVar("N", int, float)
+MAX_DIGITS = 12  # of a token id
 
 
 def context_length(info: EngineInfo) -> int:
@@ -153,8 +154,9 @@ def threshold(sparsity: Sparsity | None, info: EngineInfo) -> float | None:
 def _logit_bias(request: CompletionFields, info: EngineInfo) -> tuple[tuple[int, float], ...]:
     pairs: list[tuple[int, float]] = []
     for key, bias in (request.logit_bias or {}).items():
-        if not key.isdecimal():
-            raise BadRequest(f"logit_bias has the key {key!r}, which is no token id", "logit_bias")
+        if not key.isdecimal() or len(key) > MAX_DIGITS:
+            said = f"logit_bias has the key {key[:MAX_DIGITS]!r}, which is no token id"
+            raise BadRequest(said, "logit_bias")
         check_ids([int(key)], info, "logit_bias")
         pairs.append((int(key), bias))
     return tuple(pairs)

@@ -115,7 +115,7 @@ class Sparsity(Body):
     """Which function of the model computes this request, and whether to report what it skipped."""
 
     mode: Literal["exact", "approximate"] | None = None
-    threshold: float | None = None
+    threshold: Annotated[float, Field(ge=-1e6, le=1e6)] | None = None
     report: bool | None = None
 
 

@@ -142,7 +142,7 @@ class Service:
         encode = partial(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
         try:
             text.encode()
-        except UnicodeEncodeError as error:  # JSON can say "\ud800"
+        except UnicodeEncodeError as error:  # from JSON within JSON: a call's arguments
             raise BadRequest(f"{field} is not Unicode text: {error.reason}", field) from error
         return await _off_the_loop(encode, len(text))
 

@@ -98,7 +98,9 @@ def _read_call(text: str, start: int, is_whole: bool) -> tuple[Call | None, int 
         return None
     head = HEAD.match(text, start)
     if head is not None:
-        name = cast("str", json.loads(head[1], strict=False))
+        name = _name(head[1])
+        if name is None:
+            return None
         end = _object_end(text, head.end())
         arguments = text[head.end() : end]
         if end is None:
@@ -107,10 +109,18 @@ def _read_call(text: str, start: int, is_whole: bool) -> tuple[Call | None, int 
     offset = len(text) - len(begins)
     try:
         value, end = DECODER.raw_decode(text, offset)
-    except ValueError:  # not whole yet, or never
+    except (ValueError, RecursionError):  # not whole yet, or never
         return None if is_whole or CLOSE in begins else (None, None)
     call = _call_of(value)
     return None if call is None else (call, _after(text, end, is_whole))
+
+
+def _name(quoted: str) -> str | None:
+    """What a JSON string says; None for one with an escape that does not exist."""
+    try:
+        return cast("str", json.loads(quoted, strict=False))
+    except ValueError:
+        return None
 
 
 def _call_of(value: object) -> Call | None:

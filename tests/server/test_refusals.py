@@ -136,6 +136,8 @@ def _goes_on(server):
         ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
         ({"logit_bias": {"300": 1}}, "logit_bias"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"9" * 5000: 1}}, "logit_bias"),
+        ({"sparsity": {"mode": "approximate", "threshold": 1e300}}, "sparsity.threshold"),
         ({"min_tokens": 9, "max_tokens": 3}, "min_tokens"),
         ({"logprobs": 3}, "logprobs"),
         ({"top_logprobs": 3}, "top_logprobs"),
@@ -229,17 +231,41 @@ def test_bodies_that_are_no_request(server, raw):
     refused(response, 400, None)
 
 
+HALF = b"\\ud800"  # of a surrogate pair
+
+
 @pytest.mark.parametrize(
-    ("members", "param"),
+    ("path", "raw", "param"),
     [
-        (b'"content": "x"}], "temperature": NaN', "temperature"),
-        (b'"content": "\\ud800"}]', "messages"),  # half of a surrogate pair
+        (
+            CHAT,
+            b'{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}',
+            "temperature",
+        ),
+        (CHAT, b'{"messages": [{"role": "user", "content": "HALF"}]}', "messages[0].content"),
+        (CHAT, b'{"messages": [{"role": "user", "content": "x"}], "regex": "HALF"}', "regex"),
+        (CHAT, b'{"messages": [{"role": "user", "content": "x"}], "new": {"HALF": 1}}', "new"),
+        (TEXT, b'{"prompt": ["x", "\xed\xa0\x80"]}', "prompt[1]"),
+        ("/v1/responses", b'{"input": "x", "metadata": {"a": "HALF"}}', "metadata.a"),
+        ("/tokenize", b'{"prompt": "HALF"}', "prompt"),
+        (
+            CHAT,
+            b'{"messages": [{"role": "assistant", "tool_calls": [{"id": "c", "type": "function",'
+            b'"function": {"name": "f", "arguments": "{\\"a\\": \\"\\HALF\\"}"}}]}]}',
+            "messages",
+        ),
     ],
 )
-def test_what_json_can_say_and_text_cannot(server, members, param):
-    raw = b'{"messages": [{"role": "user", ' + members + b"}"
-    response = server.client.post(CHAT, content=raw, headers={"content-type": "application/json"})
+def test_what_json_can_say_and_text_cannot(server, path, raw, param):
+    raw = raw.replace(b"HALF", HALF)
+    response = server.client.post(path, content=raw, headers={"content-type": "application/json"})
     refused(response, 400, param)
+
+
+def test_an_emoji_may_be_escaped(server):
+    raw = b'{"messages": [{"role": "user", "content": "say:\\ud83d\\ude00"}]}'
+    response = server.client.post(CHAT, content=raw, headers={"content-type": "application/json"})
+    assert response.json()["choices"][0]["message"]["content"] == "\U0001f600"
 
 
 def test_a_body_that_is_too_large(server):
