@@ -47,7 +47,8 @@ def whole(text):
         ('<tool_call>{"name": 7}</tool_call>', '<tool_call>{"name": 7}</tool_call>', []),
         ('<tool_call>{"name": "f", "argu', '<tool_call>{"name": "f", "argu', []),
         ("a < b <tool", "a < b <tool", []),
-        ('<tool_call>{"name": "\\q", "arguments": {}}', '<tool_call>{"name": "\\q", "arguments": {}}', []),
+        ('<tool_call>{"name": "\\q", "arguments": {}}',
+         '<tool_call>{"name": "\\q", "arguments": {}}', []),
         (f"<tool_call>{call()}", "<tool_call>", [Call("f", "{}")]),
     ],
 )  # fmt: skip
@@ -81,7 +82,8 @@ PIECES = st.sampled_from(
     [
         "<tool_call>", "</tool_call>", "<tool", "_call>", "</", "\n", "  ", "text", "é日", "{", "}",
         '{"name": "f", "arguments": ', '{"a": 1}', '{"s": "}<tool_call>\\""}', '"', "\\", ",",
-        '{"name": "\\u00e9\\q"', '{"name": "g"}', '{"arguments": {}, "name": "h"}', call("k", x=[1, {"y": None}]), call(),
+        '{"name": "\\u00e9\\q"',
+        '{"name": "g"}', '{"arguments": {}, "name": "h"}', call("k", x=[1, {"y": None}]), call(),
     ]
 )  # fmt: skip
 
