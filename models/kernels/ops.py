@@ -57,7 +57,7 @@ class Ops:
         Tensor,
     ]
     route: Callable[[Tensor, Tensor, int], Routing]
-    predict_experts: Callable[[Tensor, Tensor, Tensor, float, Routing], Tensor]
+    predict_experts: Callable[[Tensor, Tensor, Tensor, float | Tensor, Routing], Tensor]
     experts: Callable[[Tensor, Tensor, Tensor, Tensor, Activation, float, FfnMode, Routing], Tensor]
     draw: Callable[[Tensor, Tensor, Tensor, Limits | None], Tensor]
 

@@ -48,7 +48,7 @@ class MoE(nn.Module):
         """residual + scale * the experts' weighted results of norm(residual)."""
         x = self.ops.rms_norm(residual, norm.weight, norm.eps)
         routing = self.ops.route(x, self.router.weight, self.num_chosen)
-        if self.stacked is not None and batch.thresholds is None:
+        if self.stacked is not None:
             out = self._together(x, residual, routing, self.stacked, batch, layer)
         else:
             out = self._in_turn(x, residual, norm, routing, batch, layer)
@@ -82,9 +82,8 @@ class MoE(nn.Module):
         first = self.experts[0]
         assert isinstance(first, SparseFFN)
         assert isinstance(first.predictor, LowRankPredictor)
-        mask = self.ops.predict_experts(
-            residual, stacked.fc1, stacked.fc2, first.predictor.threshold, routing
-        )
+        threshold = first.predictor.threshold if batch.thresholds is None else batch.thresholds
+        mask = self.ops.predict_experts(residual, stacked.fc1, stacked.fc2, threshold, routing)
         if batch.active is not None:
             sent = (routing.weights != 0)[:, :, None]
             kept = mask.view(len(x), len(self.experts), -1).where(sent, False)
