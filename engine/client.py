@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
@@ -25,10 +27,11 @@ from .messages import (
     Submit,
     ToEngine,
 )
-from .process import DEFAULT_RUNNER, run_engine
+from .process import DEFAULT_RUNNER, STACKS, run_engine
 from .request import SamplingParams
 
 CLOSE_SECONDS = 5.0
+STACKS_SECONDS = 0.5  # for a stuck engine to print where it is
 
 
 class OutputStream:
@@ -73,6 +76,7 @@ class EngineClient:
         self._streams: dict[str, OutputStream] = {}
         self._dead: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._closing = False
+        self._heard_at = time.monotonic()
         # The pipe may be full while the engine computes: a thread of its own blocks on it, never
         # the event loop.
         self._outbox: SimpleQueue[ToEngine | None] = SimpleQueue()
@@ -113,11 +117,34 @@ class EngineClient:
     async def wait_dead(self) -> str:
         return await asyncio.shield(self._dead)
 
+    @property
+    def seconds_silent(self) -> float:
+        """How long requests have been open without a word from the engine."""
+        return time.monotonic() - self._heard_at if self._streams else 0.0
+
+    async def watch(self, step_timeout: float) -> None:
+        """End the engine when a step takes longer than this: a stuck device would hang everyone."""
+        while self.dead is None:
+            await asyncio.sleep(min(1.0, step_timeout / 4))
+            if self.seconds_silent > step_timeout:
+                self._read()  # it may be us who did not listen
+            if self.seconds_silent > step_timeout:
+                await self._kill(f"a step has taken more than {step_timeout:g} s")
+
+    async def _kill(self, reason: str) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, STACKS)
+        await asyncio.sleep(STACKS_SECONDS)
+        self._die(reason)
+        self._process.kill()
+
     def submit(self, id: str, prompt: list[int], sampling: SamplingParams) -> OutputStream:
         """Hand a request over; raises EngineDeadError. `id` must not be in use."""
         if self.dead is not None:
             raise EngineDeadError(self.dead)
         assert id not in self._streams, id
+        if not self._streams:
+            self._heard_at = time.monotonic()
         stream = self._streams[id] = OutputStream(id)
         self._outbox.put(Submit(id, prompt, sampling))
         return stream
@@ -168,6 +195,7 @@ class EngineClient:
 
     def _deliver(self, message: StepOutput) -> None:
         self.stats = message.stats
+        self._heard_at = time.monotonic()
         for output in message.outputs:
             stream = self._streams.get(output.id)
             if stream is not None:  # else aborted since

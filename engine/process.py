@@ -5,6 +5,7 @@ It outlives nothing: when the parent is gone, however it went, the pipe reads EO
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import signal
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from .scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
 Build = Callable[[EngineConfig], tuple[Runner[object], EngineInfo]]
+STACKS = signal.SIGUSR1  # makes the engine print the stacks of all its threads
 DEFAULT_RUNNER = "turbosparse.engine.runner:build_runner"
 TOKENIZER = "tokenizer.json"  # for grammars alone: nothing else in the engine knows text
 COMPILE_SECONDS = 0.002  # how often to look whether a grammar is ready, when there is nothing to do
@@ -35,6 +37,7 @@ def run_engine(connection: Connection, config: EngineConfig, build: str = DEFAUL
     # The parent decides when to stop; a Ctrl-C or a signal to the whole group must not race it.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    faulthandler.register(STACKS)  # where a stuck step is, before the parent kills us
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         core, info = _start(config, build)

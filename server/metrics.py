@@ -34,6 +34,9 @@ class Metrics:
         self._active = self._gauge(
             "ffn_active_fraction", "Share of FFN neurons computed, mean over layers and tokens"
         )
+        self._union = self._gauge(
+            "ffn_union_fraction", "Share of FFN neurons that any token of a step computes"
+        )
         self._preemptions = self._counter("num_preemptions", "Requests preempted")
         self._prefix_queries = self._counter(
             "prefix_cache_queries", "Prompt tokens looked up in the prefix cache"
@@ -81,8 +84,9 @@ class Metrics:
         self._running.set(stats.num_running)
         self._waiting.set(stats.num_waiting)
         self._kv_usage.set(stats.num_pages_held / max(1, stats.num_pages))
-        if stats.active_fraction is not None:
-            self._active.set(stats.active_fraction)
+        if stats.activity is not None:
+            self._active.set(stats.activity.active_fraction)
+            self._union.set(stats.activity.union_fraction)
         if stats.ffn_mode:
             self._steps.labels(self._name, stats.ffn_mode).inc()
         self._preemptions.inc(stats.num_preemptions)

@@ -28,9 +28,10 @@ class Stacked:
 class MoE(nn.Module):
     """Mixtral's router: softmax over all experts, the best k, renormalised to one.
 
-    A token's active fraction is of the neurons of the k experts that a token chose. Once stacked,
-    the experts are computed as one FFN, some of whose neurons are closed to a token. Otherwise they
-    take turns, and `nonzero` makes the host wait for the router: such a step is no CUDA graph.
+    A token's active fraction is of the neurons of the k experts that it chose, a step's union
+    fraction of those of all experts. Once stacked, the experts are computed as one FFN, some of
+    whose neurons are closed to a token. Otherwise they take turns, and `nonzero` makes the host
+    wait for the router: such a step is no CUDA graph.
     """
 
     def __init__(
@@ -88,6 +89,8 @@ class MoE(nn.Module):
             sent = (routing.weights != 0)[:, :, None]
             kept = mask.view(len(x), len(self.experts), -1).where(sent, False)
             batch.active[layer] += kept.float().mean(-1).sum(-1) / self.num_chosen
+            if batch.union is not None:
+                batch.union[layer] += kept.any(0).float().mean()
         return self.ops.experts(
             x,
             stacked.gate_up,
@@ -118,6 +121,8 @@ class MoE(nn.Module):
                 out.index_add_(0, token, y * routing.weights[token, i, None].to(y.dtype))
                 if batch.active is not None and part.active is not None:
                     batch.active[layer].index_add_(0, token, part.active[layer] / self.num_chosen)
+        if batch.union is not None:
+            batch.union[layer] /= len(self.experts)
         return out
 
 

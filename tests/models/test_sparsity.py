@@ -140,6 +140,35 @@ def test_experts_honour_each_tokens_threshold(tmp_path, stacked):
     assert active[1::3].mean() > active[2::3].mean() > 0
 
 
+def test_the_union_fraction_counts_a_neuron_once_however_many_tokens_need_it(tmp_path):
+    for name in ("turbosparse-mistral", "bamboo"):
+        model = read(tmp_path / name, name)
+        seen = observe(model.decoder, torch.tensor(IDS))
+        for layer, (x, residual), union in zip(
+            model.decoder.layers, seen.ffn_inputs, seen.union, strict=True
+        ):
+            mask = (layer.ffn.predictor or oracle_of(layer.ffn)).select(residual, x)
+            torch.testing.assert_close(union, (mask != 0).any(0).float().mean())
+
+
+@pytest.mark.parametrize("stacked", [False, True], ids=["in turn", "together"])
+def test_the_union_fraction_of_experts_is_of_all_experts(tmp_path, stacked):
+    model = read(tmp_path, "turbosparse-mixtral")
+    if stacked:
+        for layer in model.decoder.layers:
+            layer.ffn.stack()
+    seen = observe(model.decoder, torch.tensor(IDS))
+    for layer, (x, residual), union in zip(
+        model.decoder.layers, seen.ffn_inputs, seen.union, strict=True
+    ):
+        chosen = (x @ layer.ffn.router.weight.T).topk(2).indices  # [T, 2]
+        used = [
+            (e.predictor.select(residual, x) & (chosen == i).any(1, keepdim=True)).any(0)
+            for i, e in enumerate(layer.ffn.experts)
+        ]
+        torch.testing.assert_close(union, torch.stack(used).float().mean())
+
+
 # The policy: measured numbers in, a mode for each padded token count out.
 
 SECONDS = {

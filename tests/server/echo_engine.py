@@ -1,8 +1,9 @@
 """An engine that says what it is told: the text after "say:" in the prompt, one byte a token.
 
 Words before "say:" change how: "slowly" takes 20 ms a step, "endless" repeats the text for ever,
-"fail" makes the step raise, "die" ends the process. Where a grammar does not allow what it would
-say, it says the first token that is allowed, and goes on from there.
+"fail" makes the step raise, "hungry" run out of memory, "stuck" hang, "die" ends the process. Where
+a grammar does not allow what it would say, it says the first token that is allowed, and goes on from
+there.
 """
 
 import os
@@ -14,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from turbosparse.engine.config import EngineConfig
 from turbosparse.engine.core import EngineCore  # noqa: F401  (what this runner is written for)
 from turbosparse.engine.masks import masks
-from turbosparse.engine.messages import EngineInfo, TokenLogprobs
+from turbosparse.engine.messages import Activity, EngineInfo, TokenLogprobs
 from turbosparse.engine.request import Request
 from turbosparse.engine.scheduler import Sampled, Schedule
 
@@ -59,8 +60,12 @@ class EchoRunner:
         prompts = [TOKENIZER.decode(item.request.token_ids) for item in schedule.items]
         if any("slowly" in p for p in prompts):
             time.sleep(0.02)
+        if any("stuck" in p for p in prompts):
+            time.sleep(60)
         if any("fail" in p for p in prompts):
             raise ValueError("it was told to fail")
+        if any("hungry" in p for p in prompts):
+            raise MemoryError("it was told to take too much")
         if any("die" in p for p in prompts):
             os._exit(3)
         return schedule, [
@@ -73,7 +78,7 @@ class EchoRunner:
             [(i.request, *self.sample(i.request)) for i in schedule.items if i.samples],
             scored=[(r, [self.score(r, p) for p in places]) for r, places in unscored if places],
             ffn_mode="token",
-            active_fraction=0.1,
+            activity=Activity([0.05, 0.15], [0.2, 0.4]),
             active=[0.1 * item.num_tokens for item in schedule.items],
         )
 
@@ -107,6 +112,9 @@ class EchoRunner:
 
     def is_fatal(self, error: Exception) -> bool:
         return False
+
+    def is_out_of_memory(self, error: Exception) -> bool:
+        return isinstance(error, MemoryError)
 
 
 def build(config: EngineConfig) -> tuple[EchoRunner, EngineInfo]:
