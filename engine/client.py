@@ -41,16 +41,15 @@ class OutputStream:
         self.id = id
         self._pending: list[Output] = []
         self._arrived = asyncio.Event()
-        self._dead: str | None = None
+        self._failure: Exception | None = None
 
     async def take(self) -> list[Output]:
-        """Everything that has piled up, at least one; raises EngineDeadError."""
+        """All that has piled up, at least one; raises EngineDeadError, or what `fail` said."""
         if not self._pending:
-            if self._dead is not None:
-                raise EngineDeadError(self._dead)
-            await self._arrived.wait()
+            if self._failure is None:
+                await self._arrived.wait()
             if not self._pending:
-                raise EngineDeadError(self._dead or "the engine stopped")
+                raise self._failure or EngineDeadError("the engine stopped")
         taken, self._pending = self._pending, []
         self._arrived.clear()
         return taken
@@ -59,8 +58,9 @@ class OutputStream:
         self._pending.append(output)
         self._arrived.set()
 
-    def die(self, reason: str) -> None:
-        self._dead = reason
+    def fail(self, failure: Exception) -> None:
+        """Nothing more will come: who takes after the last output gets this raised."""
+        self._failure = failure
         self._arrived.set()
 
 
@@ -77,6 +77,7 @@ class EngineClient:
         self._dead: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._closing = False
         self._heard_at = time.monotonic()
+        self.token_at = float("-inf")  # time.monotonic() of the last step that brought a token
         # The pipe may be full while the engine computes: a thread of its own blocks on it, never
         # the event loop.
         self._outbox: SimpleQueue[ToEngine | None] = SimpleQueue()
@@ -196,6 +197,8 @@ class EngineClient:
     def _deliver(self, message: StepOutput) -> None:
         self.stats = message.stats
         self._heard_at = time.monotonic()
+        if message.outputs and message.outputs[-1].token_id is not None:
+            self.token_at = self._heard_at
         for output in message.outputs:
             stream = self._streams.get(output.id)
             if stream is not None:  # else aborted since
@@ -219,7 +222,7 @@ class EngineClient:
         loop.remove_reader(self._process.sentinel)
         streams, self._streams = self._streams, {}
         for stream in streams.values():
-            stream.die(reason)
+            stream.fail(EngineDeadError(reason))
 
 
 def _first_message(process: BaseProcess, connection: Connection) -> EngineInfo:

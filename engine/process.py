@@ -13,6 +13,7 @@ from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from . import logs
 from .config import EngineConfig
 from .core import EngineCore, Runner
 from .grammar import Grammars
@@ -38,7 +39,7 @@ def run_engine(connection: Connection, config: EngineConfig, build: str = DEFAUL
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     faulthandler.register(STACKS)  # where a stuck step is, before the parent kills us
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logs.configure(config.log_level, config.log_format)
     try:
         core, info = _start(config, build)
     except Exception as error:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from .. import __version__
+from .access import Access
 from .body_limit import BodyLimit
 from .errors import (
     ApiError,
@@ -21,7 +24,9 @@ from .errors import (
     NotFound,
     PayloadTooLarge,
 )
+from .guard import Guard
 from .openapi import document
+from .readiness import Readiness
 from .request_id import RequestIds
 from .routes import (
     chat,
@@ -36,7 +41,6 @@ from .routes import (
 )
 from .service import Service
 
-logger = logging.getLogger(__name__)
 ROUTERS = (
     chat.router,
     completions.router,
@@ -59,7 +63,18 @@ STATUSES: dict[int, type[ApiError]] = {
 TYPE_NAMES = frozenset({"str", "int", "float", "bool", "list", "dict", "constrained-str", "body"})
 
 
-def create_app(service: Service, *, max_body_bytes: int) -> FastAPI:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edge:
+    """What stands between the network and the routes."""
+
+    max_body_bytes: int = 4 << 20
+    api_keys: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    access_log: bool = False
+    tracing: Callable[[ASGIApp], ASGIApp] | None = None
+
+
+def create_app(service: Service, edge: Edge) -> FastAPI:
     """The whole HTTP side over one service."""
     app = FastAPI(
         title="turbosparse",
@@ -67,6 +82,7 @@ def create_app(service: Service, *, max_body_bytes: int) -> FastAPI:
         description="OpenAI-compatible inference of activation-sparse language models.",
     )
     app.state.service = service
+    app.state.readiness = Readiness(service.engine)
     for router in ROUTERS:
         app.include_router(router)
     document(app)
@@ -74,10 +90,27 @@ def create_app(service: Service, *, max_body_bytes: int) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientDisconnect, _client_left)
-    app.add_exception_handler(Exception, _unforeseen)
-    app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
-    app.add_middleware(RequestIds)
+    _add_middleware(app, service, edge)
     return app
+
+
+def _add_middleware(app: FastAPI, service: Service, edge: Edge) -> None:
+    """From the inside out: the last one added is the first to see a request."""
+    app.add_middleware(BodyLimit, max_bytes=edge.max_body_bytes)
+    if edge.api_keys:
+        app.add_middleware(Guard, keys=edge.api_keys)
+    if edge.cors_origins:  # around the guard: a browser asks first, without a key
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=edge.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-Id", "Retry-After"],
+        )
+    app.add_middleware(Access, metrics=service.metrics, log=edge.access_log)
+    if edge.tracing is not None:
+        app.add_middleware(edge.tracing)
+    app.add_middleware(RequestIds)
 
 
 def _answer(error: ApiError) -> JSONResponse:
@@ -134,8 +167,3 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 async def _client_left(request: Request, error: Exception) -> Response:
     return Response(status_code=400)  # nobody reads it
-
-
-async def _unforeseen(request: Request, error: Exception) -> Response:
-    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return _answer(ApiError("the server failed on this request; its log says why"))

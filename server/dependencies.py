@@ -8,6 +8,7 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 
 from .errors import BadRequest, UnsupportedMediaType
+from .readiness import Readiness
 from .service import Service
 
 # Half of a pair, escaped or raw; most often the other half of an emoji stands beside it.
@@ -19,6 +20,12 @@ def service_of(request: Request) -> Service:
     return request.app.state.service
 
 
+def readiness_of(request: Request) -> Readiness:
+    """The service's own."""
+    return request.app.state.readiness
+
+
+ReadinessDependency = Annotated[Readiness, Depends(readiness_of)]
 ServiceDependency = Annotated[Service, Depends(service_of)]
 
 

@@ -13,7 +13,7 @@ from ..engine.errors import EngineDeadError
 from ..engine.messages import Output, TokenLogprobs
 from ..engine.request import FinishReason
 from .detokenizer import Detokenizer
-from .errors import EngineDead, GenerationFailed
+from .errors import ApiError, EngineDead, GenerationFailed, OutOfMemory
 from .metrics import Metrics
 from .tool_parser import Call, CallDelta, ToolStream
 
@@ -91,6 +91,7 @@ class Choice:
         self.num_cached_tokens = 0
         self.active_fraction: float | None = None
         self.finish: str | None = None
+        self.first_token_at: float | None = None
         self._detokenizer = detokenizer
         self._tools = tools
         self._metrics = metrics
@@ -103,8 +104,12 @@ class Choice:
         return self._detokenizer.matched
 
     async def next(self) -> Piece:
-        """Wait for tokens and read all there are; raises GenerationFailed, EngineDeadError."""
-        outputs = await self.stream.take()
+        """Wait for tokens and read all there are; raises ApiError, EngineDeadError."""
+        try:
+            outputs = await self.stream.take()
+        except ApiError:
+            self.finish = "error"
+            raise
         num_before = self.num_tokens
         piece = self._read(outputs)
         self._observe(num_before)
@@ -118,7 +123,8 @@ class Choice:
             piece.prompt_logprobs += output.prompt_logprobs or ()
             if output.finish is FinishReason.ERROR:
                 self.finish = "error"
-                raise GenerationFailed(output.error or "the engine gave no reason")
+                failure = OutOfMemory if output.out_of_memory else GenerationFailed
+                raise failure(output.error or "the engine gave no reason")
             if output.token_id is not None and not self._echo_only:
                 self.num_tokens += 1
                 if output.finish is not FinishReason.STOP:  # a stop token is not text
@@ -153,6 +159,7 @@ class Choice:
             self._metrics.inter_token(waited, num_new)
         elif num_new:
             self._metrics.first_token(waited)
+            self.first_token_at = now
 
 
 @dataclass(slots=True)

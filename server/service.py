@@ -18,9 +18,9 @@ from .chat_template import ChatTemplate
 from .checkpoint import Defaults
 from .conversation import conversation
 from .detokenizer import Detokenizer
-from .errors import BadRequest, EngineDead, ModelNotFound, Overloaded
+from .errors import BadRequest, EngineDead, ModelNotFound, Overloaded, ShuttingDown, TimedOut
 from .generation import Choice, Generation
-from .metrics import Metrics
+from .metrics import Ended, Metrics
 from .refusals import refuse_unsupported
 from .sampling import check_prompt, is_echo_only, sampling_params
 from .schemas import INT64, ChatRequest, CompletionFields, CompletionRequest
@@ -45,17 +45,28 @@ class Service:
         names: Sequence[str],
         defaults: Defaults,
         max_queued_requests: int,
+        request_timeout: float = 0.0,
     ) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
         self.names = tuple(names)
-        self.metrics = Metrics(names[0])
+        self.metrics = Metrics(names[0], engine.info)
+        self.draining = False  # what is open may end, nothing new begins
+        self.on_ended: list[Callable[[Ended], None]] = [self.metrics.ended]
         self.created = int(time.time())
         self._template = template
         self._defaults = defaults
         self._max_open = engine.info.max_num_seqs + max_queued_requests
         self._num_open = 0
+        self.idle = asyncio.Event()  # nothing is open
+        self.idle.set()
+        self._request_timeout = request_timeout
         engine.on_step.append(self.metrics.step)
+
+    @property
+    def num_open(self) -> int:
+        """Choices that are being computed, waited for, or written out."""
+        return self._num_open
 
     def check_model(self, model: str | None) -> str:
         """The name under which it is served; raises ModelNotFound. None means the only one."""
@@ -120,16 +131,25 @@ class Service:
     def _admitted(self, num_choices: int) -> Generator[None]:
         if self.engine.dead is not None:
             raise EngineDead(self.engine.dead)
+        if self.draining:
+            raise ShuttingDown("the server is shutting down and takes nothing new")
         if num_choices > self._max_open:
             raise BadRequest(f"{num_choices} choices are more than {self._max_open} at once", "n")
         if self._num_open + num_choices > self._max_open:
             self.metrics.refused()
             raise Overloaded(f"{self._num_open} requests are running or waiting: try again soon")
-        self._num_open += num_choices
+        self._count(num_choices)
         try:
             yield
         finally:
-            self._num_open -= num_choices
+            self._count(-num_choices)
+
+    def _count(self, num_choices: int) -> None:
+        self._num_open += num_choices
+        if self._num_open:
+            self.idle.clear()
+        else:
+            self.idle.set()
 
     async def encode_chat(self, request: ChatRequest) -> list[int]:
         """The token ids of a conversation, as the model sees it; raises BadRequest."""
@@ -178,7 +198,8 @@ class Service:
             samplings = [
                 sampling_params(request, len(p), info, self._defaults, grammar) for p in prompts
             ]
-            resources.callback(self._end, choices, num_prompt, started)
+            resources.callback(self._end, id, model, n, choices, num_prompt, started)
+            self._limit_time(choices, resources)
             for prompt, sampling in zip(prompts, samplings, strict=True):
                 for i in range(n):
                     try:
@@ -209,15 +230,37 @@ class Service:
             skip_special_tokens=request.skip_special_tokens is not False,
         )
 
-    def _end(self, choices: list[Choice], num_prompt: int, started: float) -> None:
+    def _limit_time(self, choices: list[Choice], resources: ExitStack) -> None:
+        if self._request_timeout:
+            loop = asyncio.get_running_loop()
+            timer = loop.call_later(self._request_timeout, self._expire, choices)
+            resources.callback(timer.cancel)
+
+    def _expire(self, choices: list[Choice]) -> None:
         self.engine.abort([choice.stream.id for choice in choices])
-        if choices:
-            self.metrics.ended(
-                time.perf_counter() - started,
-                num_prompt,
-                sum(choice.num_tokens for choice in choices),
-                [choice.finish or "abort" for choice in choices],
-            )
+        for choice in choices:
+            limit = f"{self._request_timeout:g} seconds"
+            choice.stream.fail(TimedOut(f"this request took longer than the {limit} it may take"))
+
+    def _end(
+        self, id: str, model: str, n: int, choices: list[Choice], num_prompt: int, started: float
+    ) -> None:
+        self.engine.abort([choice.stream.id for choice in choices])
+        if not choices:
+            return
+        firsts = [choice.first_token_at for choice in choices if choice.first_token_at]
+        ended = Ended(
+            id=id,
+            model=model,
+            seconds=time.perf_counter() - started,
+            num_prompt=num_prompt,
+            num_generated=sum(choice.num_tokens for choice in choices),
+            num_cached=sum(choice.num_cached_tokens for choice in choices[::n]),
+            reasons=[choice.finish or "abort" for choice in choices],
+            first_token_seconds=min(firsts) - started if firsts else None,
+        )
+        for listener in self.on_ended:
+            listener(ended)
 
 
 async def _off_the_loop(work: Callable[[], T], size: int) -> T:

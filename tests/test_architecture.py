@@ -14,6 +14,7 @@ LATE = {
     "server/cli.py": "the server and the tools, only for the command that needs them",
     "engine/client.py": "the engine process: keeps torch out of the API process",
     "engine/process.py": "the runner: keeps torch out of whoever only wants to start the process",
+    "server/serve.py": "OpenTelemetry, an extra, only where traces are asked for",
     "server/checkpoint.py": "huggingface_hub, only for a model that is not here",
 }
 NO_TORCH = ("config", "request", "messages", "pages", "scheduler", "metrics")

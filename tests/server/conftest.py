@@ -14,10 +14,11 @@ import uvicorn
 
 from turbosparse.engine.client import EngineClient
 from turbosparse.engine.config import EngineConfig
-from turbosparse.server.app import create_app
+from turbosparse.server.app import Edge, create_app
 from turbosparse.server.chat_template import read_chat_template
 from turbosparse.server.checkpoint import read_defaults
-from turbosparse.server.serve import Server
+from turbosparse.server.draining import Server
+from turbosparse.server.header_limit import limited_protocol
 from turbosparse.server.service import Service
 from turbosparse.server.tokenizer import read_tokenizer
 
@@ -35,9 +36,10 @@ def write_checkpoint(directory: Path, **generation_config: object) -> Path:
 class Running:
     """A server in a thread of its own, seen from outside by its URL, from inside by its service."""
 
-    def __init__(self, directory: Path, limits: dict[str, int]) -> None:
+    def __init__(self, directory: Path, limits: dict[str, float], edge: Edge | None) -> None:
         self._directory = directory
         self._limits = limits
+        self._edge = edge
         self._started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
         self._thread.start()
@@ -60,11 +62,18 @@ class Running:
             names=["echo", "alias", "turbosparse-tiny"],
             defaults=read_defaults(self._directory),
             max_queued_requests=limits["max_queued_requests"],
+            request_timeout=limits.get("request_timeout", 0),
         )
-        app = create_app(self.service, max_body_bytes=limits["max_body_bytes"])
-        settings = uvicorn.Config(app, port=0, log_config=None, lifespan="off")
-        self._server = Server(settings, self._started.set)
+        edge = Edge(max_body_bytes=limits["max_body_bytes"])
+        app = create_app(self.service, self._edge or edge)
+        protocol = limited_protocol(limits.get("max_header_bytes", 8000))
+        settings = uvicorn.Config(app, port=0, http=protocol, log_config=None, lifespan="off")
+        self._server = Server(settings, self.service, limits.get("shutdown_timeout", 5))
+        self._server.on_started = self._started.set
+        self._loop = asyncio.get_running_loop()
+        watching = asyncio.create_task(engine.watch(limits.get("step_timeout", 30)))
         await self._server.serve()
+        watching.cancel()
         await engine.close()
 
     @property
@@ -100,6 +109,10 @@ class Running:
             end.wait(0.05)
         raise AssertionError(self.service.engine.stats)
 
+    def drain(self) -> None:
+        """What SIGTERM does."""
+        self._loop.call_soon_threadsafe(self._server.stop)
+
     def stop(self) -> None:
         self.client.close()
         self._server.should_exit = True
@@ -108,8 +121,8 @@ class Running:
 
 
 @contextmanager
-def running(directory: Path, **limits: int) -> Iterator[Running]:
-    server = Running(directory, limits)
+def running(directory: Path, edge: Edge | None = None, **limits: float) -> Iterator[Running]:
+    server = Running(directory, limits, edge)
     try:
         yield server
     finally:

@@ -4,14 +4,15 @@ import argparse
 
 import pytest
 
-from turbosparse.server import settings
-from turbosparse.server.settings import Settings, SettingsError
+from turbosparse.server import flags
+from turbosparse.server.flags import SettingsError
+from turbosparse.server.settings import Settings
 
 
 def parse(*argv: str, **environment: str) -> Settings:
     parser = argparse.ArgumentParser()
-    settings.add_arguments(parser)
-    return settings.read(vars(parser.parse_args(argv)), environment)
+    flags.add_arguments(parser, Settings)
+    return flags.read(Settings, vars(parser.parse_args(argv)), environment)
 
 
 def test_defaults():
@@ -60,6 +61,6 @@ def test_the_engines_share():
 
 def test_every_flag_has_help():
     parser = argparse.ArgumentParser()
-    settings.add_arguments(parser)
+    flags.add_arguments(parser, Settings)
     assert all(action.help for action in parser._actions)
     assert "TURBOSPARSE_MAX_MODEL_LEN" in parser.format_help()
