@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from .. import __version__
 from ..engine.errors import EngineStartError
@@ -18,6 +19,13 @@ from .checkpoint import CheckpointError, locate, locate_predictors
 from .flags import SettingsError
 from .settings import FFN_MODES, Settings
 
+COMMANDS = {
+    "chat": ("chat", "talk to a server"),
+    "complete": ("complete", "what follows a text, from a server"),
+    "bench": ("bench", "measure a server under load, over HTTP"),
+    "run-batch": ("run_batch", "answer a file of requests, without a server"),
+    "collect-env": ("collect_env", "describe this machine, for a bug report"),
+}
 TOOLS = {
     "make-model": ("synthetic", "write a random checkpoint, for measuring speed"),
     "train": ("train", "train the bundled model"),
@@ -39,20 +47,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     flags.add_arguments(calibrate, Settings)
     given = list(sys.argv[1:] if argv is None else argv)
-    for name, (module, help) in TOOLS.items():
-        tool = commands.add_parser(name, help=help)
+    modules = _modules()
+    for name, (module, help) in modules.items():
+        command = commands.add_parser(name, help=help)
         if given[:1] == [name]:  # only the one that runs pays for its imports
-            import_module(f"{PACKAGE}.models.tools.{module}").add_arguments(tool)
+            import_module(module).add_arguments(command)
     arguments = parser.parse_args(given)
     try:
         if arguments.command == "serve":
             return _serve(flags.read(Settings, vars(arguments)))
         if arguments.command == "calibrate":
             return _calibrate(flags.read(Settings, vars(arguments)))
-        return _run_tool(TOOLS[arguments.command][0], arguments)
+        return _run(import_module(modules[arguments.command][0]), arguments)
     except (SettingsError, CheckpointError, EngineStartError) as error:
-        print(f"turbosparse: error: {error}", file=sys.stderr)
-        return 1
+        return _fail(error)
+
+
+def _modules() -> dict[str, tuple[str, str]]:
+    """Name of a command -> the module that runs it, and its help."""
+    places = {"server.commands": COMMANDS, "models.tools": TOOLS}
+    return {
+        name: (f"{PACKAGE}.{place}.{module}", help)
+        for place, found in places.items()
+        for name, (module, help) in found.items()
+    }
 
 
 def _serve(settings: Settings) -> int:
@@ -118,7 +136,16 @@ def _described(settings: Settings) -> Generator[Settings]:
         yield replace(settings, model=folder, served_model_name=names)
 
 
-def _run_tool(module: str, arguments: argparse.Namespace) -> int:
-    with _refusals():
-        import_module(f"{PACKAGE}.models.tools.{module}").run(arguments)
-    return 0
+def _run(module: ModuleType, arguments: argparse.Namespace) -> int:
+    from .commands.client import ClientError
+
+    try:
+        with _refusals():
+            return module.run(arguments) or 0
+    except ClientError as error:
+        return _fail(error)
+
+
+def _fail(error: Exception) -> int:
+    print(f"turbosparse: error: {error}", file=sys.stderr)
+    return 1

@@ -81,8 +81,11 @@ def add_arguments(parser: argparse.ArgumentParser, kind: type[Flags]) -> None:
 def _add_argument(parser: argparse.ArgumentParser, setting: Field[Any], hint: object) -> None:
     assert setting.default is not MISSING, setting.name
     help = f"{setting.metadata['help']} [{_variable(setting.name)}]"
-    if setting.default not in (None, False, ()):
-        help += f" (default: {setting.default})"
+    if setting.default not in (None, False, (), ""):
+        shown = setting.default
+        if isinstance(shown, tuple):
+            shown = ",".join(map(str, cast("tuple[object, ...]", shown)))
+        help += f" (default: {shown})"
     if setting.metadata["positional"]:
         parser.add_argument(setting.name, nargs="?", default=argparse.SUPPRESS, help=help)
     elif hint is bool:
@@ -180,7 +183,9 @@ def _convert(given: Given, hint: object) -> object:
     if _is_tuple(hint):
         value = given.value
         parts = cast("list[object]", value) if isinstance(value, list) else [value]
-        return tuple(t.strip() for part in parts for t in str(part).split(",") if t.strip())
+        texts = [t.strip() for part in parts for t in str(part).split(",") if t.strip()]
+        element = typing.get_args(hint)[0]
+        return tuple(_convert(Given(given.source, text), element) for text in texts)
     if isinstance(hint, types.UnionType):
         hint = next(t for t in typing.get_args(hint) if t is not type(None))
     if isinstance(given.value, list | dict):

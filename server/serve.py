@@ -70,7 +70,9 @@ def run(settings: Settings) -> int:
 async def serve(prepared: Prepared, build: str = DEFAULT_RUNNER) -> int:
     """Start the engine, answer until told to stop or until the engine dies."""
     settings = prepared.settings
-    starting = asyncio.create_task(start_service(prepared, build))
+    starting = asyncio.create_task(
+        start_service(settings, prepared.model, prepared.predictors, build)
+    )
     _on_signal(starting.cancel)
     try:
         service = await starting
@@ -97,17 +99,19 @@ async def serve(prepared: Prepared, build: str = DEFAULT_RUNNER) -> int:
             await asyncio.to_thread(tracing.close)
 
 
-async def start_service(prepared: Prepared, build: str = DEFAULT_RUNNER) -> Service:
+async def start_service(
+    settings: Settings, model: Located, predictors: str | None, build: str = DEFAULT_RUNNER
+) -> Service:
     """Read what the API process needs of the checkpoint and start the engine over it."""
-    settings, directory = prepared.settings, prepared.model.directory
+    directory = model.directory
     tokenizer, template = read_tokenizer(directory), read_chat_template(directory)
     defaults = read_defaults(directory)
-    engine = await EngineClient.start(settings.engine(str(directory), prepared.predictors), build)
+    engine = await EngineClient.start(settings.engine(str(directory), predictors), build)
     return Service(
         engine,
         tokenizer,
         template,
-        names=settings.served_model_name or (prepared.model.name,),
+        names=settings.served_model_name or (model.name,),
         defaults=defaults,
         max_queued_requests=settings.max_queued_requests,
         request_timeout=settings.request_timeout,

@@ -184,12 +184,12 @@ def test_the_active_fraction_is_measured_now_and_then(directory):
 def test_a_step_that_runs_out_of_memory_fails_its_requests_and_the_next_one_works(directory):
     core = make(directory)
     core.add(greedy("a", PROMPT, 3))
-    forward = core.runner.decoder.forward
-    core.runner.decoder.forward = lambda *_: torch.empty(1 << 60)  # what torch really raises
+    hidden = core.runner.decoder.hidden
+    core.runner.decoder.hidden = lambda *_: torch.empty(1 << 60)  # what torch really raises
     [output] = core.step().outputs
     assert output.finish == "error"
     assert output.out_of_memory
-    core.runner.decoder.forward = forward
+    core.runner.decoder.hidden = hidden
     core.add(greedy("b", PROMPT, 3))
     assert len(run(core).tokens["b"]) == 3
 
