@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 
 from .. import __version__
 from .access import Access
+from .activity import ActivityFeed
 from .body_limit import BodyLimit
 from .errors import (
     ApiError,
@@ -35,6 +36,7 @@ from .routes import (
     messages,
     metrics,
     models,
+    page,
     responses,
     server,
     tokens,
@@ -51,6 +53,7 @@ ROUTERS = (
     server.router,
     health.router,
     metrics.router,
+    page.router,
 )
 MAX_ERRORS = 3  # of a body, named in one answer
 STATUSES: dict[int, type[ApiError]] = {
@@ -83,6 +86,7 @@ def create_app(service: Service, edge: Edge) -> FastAPI:
     )
     app.state.service = service
     app.state.readiness = Readiness(service.engine)
+    app.state.activity = ActivityFeed(service)
     for router in ROUTERS:
         app.include_router(router)
     document(app)

@@ -7,6 +7,7 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from .activity import ActivityFeed
 from .errors import BadRequest, UnsupportedMediaType
 from .readiness import Readiness
 from .service import Service
@@ -25,6 +26,12 @@ def readiness_of(request: Request) -> Readiness:
     return request.app.state.readiness
 
 
+def activity_of(request: Request) -> ActivityFeed:
+    """The service's own."""
+    return request.app.state.activity
+
+
+ActivityDependency = Annotated[ActivityFeed, Depends(activity_of)]
 ReadinessDependency = Annotated[Readiness, Depends(readiness_of)]
 ServiceDependency = Annotated[Service, Depends(service_of)]
 
