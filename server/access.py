@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 
+from sse_starlette.sse import SendTimeoutError
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -43,6 +44,8 @@ class Access:
 
         try:
             await self._app(scope, receive, counted)
+        except SendTimeoutError:
+            logger.warning("%s: the client has stopped reading", scope["path"])
         except Exception:
             logger.exception("%s %s failed", scope["method"], scope["path"])
             if status:

@@ -17,6 +17,8 @@ from .generation import Answer, Generation, Piece
 
 PING_SECONDS = 15  # a comment, while a request waits or its prompt is computed
 
+SEND_SECONDS = 60  # for a client to take one event; one that never reads would be open for ever
+
 
 class Dialect(Protocol):
     """How one API says an answer; made for one generation."""
@@ -60,6 +62,7 @@ async def respond(
             _events(generation, dialect),
             headers={"Cache-Control": "no-cache"},
             ping=PING_SECONDS,
+            send_timeout=SEND_SECONDS,
             # A client that leaves before the first event leaves a generator that never began.
             background=BackgroundTask(generation.close),
         )

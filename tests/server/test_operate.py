@@ -15,7 +15,7 @@ from test_refusals import refused
 
 from turbosparse.engine import logs
 from turbosparse.engine.messages import Activity, StepStats
-from turbosparse.server import readiness
+from turbosparse.server import readiness, stream
 from turbosparse.server.app import Edge
 from turbosparse.server.summary import Summary
 
@@ -145,6 +145,24 @@ def test_a_request_that_takes_too_long_is_ended(checkpoint):
         assert server.say("quick")["message"]["content"] == "quick"
 
 
+def test_a_client_that_stops_reading_is_given_up(checkpoint, monkeypatch, caplog):
+    """It held its place in the queue, and a drain, for ever."""
+    monkeypatch.setattr(stream, "SEND_SECONDS", 0.3)
+    with running(checkpoint) as server:
+        where = httpx.URL(server.url)
+        body = json.dumps(ENDLESS | {"stream": True, "n": 40, "logprobs": True, "top_logprobs": 3})
+        body = body.replace("slowly ", "")
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect((where.host, where.port))
+            head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+            wait_for(lambda: server.service.num_open == 40)
+            wait_for(lambda: server.service.num_open == 0, 20)
+        assert "stopped reading" in caplog.text
+        server.wait_idle()
+
+
 # Failures
 
 
@@ -208,8 +226,8 @@ def test_draining_finishes_what_runs_and_sends_newcomers_away(checkpoint):
     with running(checkpoint, shutdown_timeout=20) as server:
         body = SAY | {"stream": True}
         body["messages"] = [{"role": "user", "content": "slowly say:" + "x" * 60}]
-        with httpx.stream("POST", server.url + CHAT, json=body, timeout=30) as stream:
-            lines = stream.iter_lines()
+        with httpx.stream("POST", server.url + CHAT, json=body, timeout=30) as answer:
+            lines = answer.iter_lines()
             next(lines)
             server.drain()
             wait_for(lambda: server.client.get("/ready").status_code == 503)
@@ -226,10 +244,10 @@ def test_draining_finishes_what_runs_and_sends_newcomers_away(checkpoint):
 
 def test_draining_cuts_what_takes_too_long(checkpoint):
     with running(checkpoint, shutdown_timeout=0.3) as server:
-        with httpx.stream("POST", server.url + CHAT, json=ENDLESS | {"stream": True}) as stream:
+        with httpx.stream("POST", server.url + CHAT, json=ENDLESS | {"stream": True}) as answer:
             server.drain()
-            stream.read()
-        *_, error, done = events(stream)
+            answer.read()
+        *_, error, done = events(answer)
         assert "shutting down" in json.loads(error)["error"]["message"]
         assert done == "[DONE]"
         server._thread.join(10)
@@ -250,7 +268,7 @@ def test_json_lines_name_the_request():
 
 
 def test_the_access_log_leaves_out_what_machines_ask(checkpoint, caplog):
-    with running(checkpoint, Edge(access_log=True)) as server, caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO), running(checkpoint, Edge(access_log=True)) as server:
         server.client.get("/health")
         server.client.get("/v1/models")
     lines = [r.getMessage() for r in caplog.records if r.name == "turbosparse.server.access"]
