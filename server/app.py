@@ -79,14 +79,21 @@ class Edge:
 
 def create_app(service: Service, edge: Edge) -> FastAPI:
     """The whole HTTP side over one service."""
+    app = describe()
+    app.state.service = service
+    app.state.readiness = Readiness(service.engine)
+    app.state.activity = ActivityFeed(service)
+    _add_middleware(app, service, edge)
+    return app
+
+
+def describe() -> FastAPI:
+    """The routes and their errors over no service: enough for the OpenAPI document."""
     app = FastAPI(
         title="turbosparse",
         version=__version__,
         description="OpenAI-compatible inference of activation-sparse language models.",
     )
-    app.state.service = service
-    app.state.readiness = Readiness(service.engine)
-    app.state.activity = ActivityFeed(service)
     for router in ROUTERS:
         app.include_router(router)
     document(app)
@@ -94,7 +101,6 @@ def create_app(service: Service, edge: Edge) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientDisconnect, _client_left)
-    _add_middleware(app, service, edge)
     return app
 
 

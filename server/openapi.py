@@ -25,11 +25,13 @@ class ErrorBody(BaseModel):
 
 WHY = {
     400: "A field is wrong or not supported; `param` names it",
+    401: "The server asks for an API key",
     404: "Another model",
     413: "The body is too large",
     415: "The body is not sent as application/json",
     500: "The engine failed on this request",
-    503: "The queue is full, or the engine is dead",
+    503: "The queue is full, memory ran out, or the engine is dead",
+    504: "The request took longer than the server allows",
 }
 
 

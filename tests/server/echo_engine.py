@@ -2,8 +2,7 @@
 
 Words before "say:" change how: "slowly" takes 20 ms a step, "endless" repeats the text for ever,
 "fail" makes the step raise, "hungry" run out of memory, "stuck" hang, "die" ends the process. Where
-a grammar does not allow what it would say, it says the first token that is allowed, and goes on from
-there.
+a grammar does not allow what it would say, it says the first token that is allowed and goes on.
 """
 
 import os

@@ -10,6 +10,7 @@ import sys
 import httpx
 import pytest
 from conftest import running
+from echo_engine import CONTEXT
 from test_command import COMMAND, serving
 
 from turbosparse.server.app import Edge
@@ -59,7 +60,7 @@ def test_complete_reads_what_is_piped(server, capsys, monkeypatch):
 
 
 def test_a_refusal_is_said_in_the_servers_words(server, capsys, monkeypatch):
-    assert main(["complete", "x" * 900, "--url", server.url]) == 1
+    assert main(["complete", "x" * CONTEXT, "--url", server.url]) == 1
     assert "turbosparse: error: 400: this model's context holds" in capsys.readouterr().err
     assert main(["chat", "--url", server.url, "--quick", "fail say:x"]) == 1
     assert "told to fail" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from turbosparse.server.app import create_app
+from turbosparse.server.app import describe
 
 CHECKS = [
     not_a_server_error,
@@ -21,7 +21,7 @@ CHECKS = [
 ]
 
 
-schema = schemathesis.openapi.from_dict(create_app(None, max_body_bytes=1).openapi())
+schema = schemathesis.openapi.from_dict(describe().openapi())
 
 
 @schema.parametrize()

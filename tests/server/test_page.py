@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 from conftest import running
+from echo_engine import CONTEXT
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from test_command import serving
 from test_life import wait_for
@@ -128,8 +129,8 @@ def test_settings_are_kept_and_sent(page):
 def test_a_refusal_is_shown_where_the_answer_would_be(page):
     ask(page, "fail say:x")
     expect(page.locator(".error")).to_contain_text("told to fail")
-    ask(page, "say:" + "x" * 700)
-    expect(page.locator(".error").last).to_contain_text("context holds 600 tokens")
+    ask(page, "say:" + "x" * CONTEXT)
+    expect(page.locator(".error").last).to_contain_text("context holds")
 
 
 def test_the_text_of_a_model_is_never_html(page):
