@@ -68,11 +68,8 @@ def refuse_unsupported(request: CompletionFields) -> None:
         refuse(request.model_extra, TEXT, "")
     if request.structured_outputs is not None:
         refuse(request.structured_outputs.model_extra, STRUCTURED, "structured_outputs.")
-    options = request.stream_options
-    if options is not None:
-        if not request.stream:
-            raise BadRequest("stream_options is only allowed with stream: true", "stream_options")
-        refuse(options.model_extra, {"continuous_usage_stats": (False,)}, "stream_options.")
+    if request.stream_options is not None and not request.stream:
+        raise BadRequest("stream_options is only allowed with stream: true", "stream_options")
 
 
 def _refuse_in_messages(messages: list[ChatMessage]) -> None:

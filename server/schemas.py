@@ -121,6 +121,7 @@ class Sparsity(Body):
 
 class StreamOptions(Body):
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
 class CompletionFields(Body):
@@ -160,6 +161,12 @@ class CompletionFields(Body):
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        """Usage so far in every chunk; as in vLLM only beside `include_usage`."""
+        options = self.stream_options
+        return self.include_usage and options is not None and bool(options.continuous_usage_stats)
 
 
 Messages = Annotated[list[ChatMessage], Field(min_length=1)]

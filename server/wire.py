@@ -49,17 +49,22 @@ class Completions:
     chunk_object: str
 
     def __init__(
-        self, generation: Generation, tokenizer: Tokenizer, *, include_usage: bool, logprobs: bool
+        self,
+        generation: Generation,
+        tokenizer: Tokenizer,
+        *,
+        include_usage: bool,
+        continuous_usage: bool,
+        logprobs: bool,
     ) -> None:
         self._generation = generation
         self._tokenizer = tokenizer
         self._include_usage = include_usage
+        self._continuous_usage = continuous_usage
         self._wants_logprobs = logprobs
         self._waiting: list[Logprobs] = [[] for _ in generation.choices]  # of text held back
         head = compact(self._head(self.chunk_object))[:-1]
-        usage = ',"usage":null' if include_usage else ""
         self._before = f'data: {head},"choices":[{{"index":'
-        self._after = f"}}]{usage}}}\n\n"
 
     def _head(self, kind: str) -> dict[str, object]:
         generation = self._generation
@@ -111,8 +116,13 @@ class Completions:
         found = "null" if logprobs is None else compact(logprobs)
         return (
             f'{self._before}{index},{members},"logprobs":{found},"finish_reason":{reason}'
-            f"{self._after}"
+            f"}}]{self._usage_so_far()}}}\n\n"
         ).encode()
+
+    def _usage_so_far(self) -> str:
+        if self._continuous_usage:
+            return f',"usage":{compact(usage_json(self._generation.usage()))}'
+        return ',"usage":null' if self._include_usage else ""
 
 
 class ChatDialect(Completions):
@@ -209,10 +219,17 @@ class TextDialect(Completions):
         tokenizer: Tokenizer,
         *,
         include_usage: bool,
+        continuous_usage: bool,
         logprobs: bool,
         echoed: Sequence[str] = (),
     ) -> None:
-        super().__init__(generation, tokenizer, include_usage=include_usage, logprobs=logprobs)
+        super().__init__(
+            generation,
+            tokenizer,
+            include_usage=include_usage,
+            continuous_usage=continuous_usage,
+            logprobs=logprobs,
+        )
         self._echoed = echoed
         self._begun = [False] * len(generation.choices)
         self._offsets = [0] * len(generation.choices)

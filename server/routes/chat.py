@@ -25,6 +25,7 @@ async def chat_completions(
         ChatDialect,
         tokenizer=service.tokenizer,
         include_usage=body.include_usage,
+        continuous_usage=body.continuous_usage,
         logprobs=bool(body.logprobs),
     )
     return await respond(generation, speak, request, stream=bool(body.stream))

@@ -26,6 +26,7 @@ async def completions(
         TextDialect,
         tokenizer=service.tokenizer,
         include_usage=body.include_usage,
+        continuous_usage=body.continuous_usage,
         logprobs=body.logprobs is not None,
         echoed=_echoed(body, service) if body.echo else (),
     )
