@@ -31,7 +31,7 @@ from turbosparse.server.app import Edge, create_app
 from turbosparse.server.checkpoint import locate
 from turbosparse.server.draining import Server
 from turbosparse.server.header_limit import limited_protocol
-from turbosparse.server.serve import start_service
+from turbosparse.server.serve import loop_factory, start_service
 from turbosparse.server.settings import Settings
 
 # Few pages, so that all are touched early and requests are preempted; time for few requests.
@@ -44,7 +44,8 @@ FLAT = 0.05  # how much more memory the end may take
 def host(asked: Connection, model: str | None) -> None:
     """The server's process; it answers "report" with what it holds."""
     logs.configure("error", "text")
-    asyncio.run(_host(asked, model))
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(_host(asked, model))
 
 
 async def _host(asked: Connection, model: str | None) -> None:

@@ -107,6 +107,9 @@ class EngineClient:
         loop = asyncio.get_running_loop()
         loop.add_reader(ours.fileno(), client._read)
         loop.add_reader(process.sentinel, client._ended)
+        # uvloop makes what it watches non-blocking. A full pipe must make the sender wait, and half
+        # a message the reader, which the engine is writing the rest of.
+        os.set_blocking(ours.fileno(), True)
         client._sender.start()
         return client
 
@@ -181,6 +184,8 @@ class EngineClient:
         while (message := self._outbox.get()) is not None:
             try:
                 self._connection.send(message)
+            except BlockingIOError:
+                raise  # not the engine's end, but a pipe that should have made us wait
             except (OSError, ValueError):
                 return  # the engine is gone; its sentinel tells
 

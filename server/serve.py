@@ -63,7 +63,7 @@ def run(settings: Settings) -> int:
         model=locate(settings.model),
         predictors=locate_predictors(settings.predictors),
     )
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(serve(prepared))
 
 
@@ -194,9 +194,9 @@ def _tls(settings: Settings) -> ssl.SSLContext | None:
     return context
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """uvloop where it is installed."""
-    return uvicorn.Config("", log_config=None).get_loop_factory()
+    return uvicorn.Config("", log_config=None).getloop_factory()
 
 
 def _on_signal(act: Callable[[], object]) -> None:

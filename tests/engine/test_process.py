@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import uvloop
 from scripted import expected
 
 from turbosparse.engine.client import EngineClient
@@ -88,6 +89,21 @@ async def test_a_long_prompt_does_not_block_the_loop():
         stream = client.submit("a", [1] * 3900, params(1))
         assert time.perf_counter() - started < 0.1
         assert len(await collect(stream)) == 1
+
+
+def test_a_burst_that_fills_the_pipe_arrives_whatever_the_loop():
+    """uvloop makes what it watches non-blocking: the sender died of a full pipe, in silence."""
+
+    async def burst() -> None:
+        async with engine() as client:
+            prompts = [[100 + i, *range(100, 900)] for i in range(300)]  # half a megabyte
+            streams = [client.submit(f"r{i}", p, params(2)) for i, p in enumerate(prompts)]
+            for prompt, stream in zip(prompts, streams, strict=True):
+                assert [o.token_id for o in await collect(stream)] == expected(prompt, 2)
+
+    for factory in (asyncio.new_event_loop, uvloop.new_event_loop):
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(burst())
 
 
 async def test_a_start_that_fails_says_why():

@@ -19,6 +19,7 @@ from turbosparse.server.chat_template import read_chat_template
 from turbosparse.server.checkpoint import read_defaults
 from turbosparse.server.draining import Server
 from turbosparse.server.header_limit import limited_protocol
+from turbosparse.server.serve import loop_factory
 from turbosparse.server.service import Service
 from turbosparse.server.tokenizer import read_tokenizer
 
@@ -41,10 +42,14 @@ class Running:
         self._limits = limits
         self._edge = edge
         self._started = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         assert self._started.wait(30)
         self.client = httpx.Client(base_url=self.url, timeout=30)
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.run(self._serve())
 
     async def _serve(self) -> None:
         limits = {"max_num_seqs": 40, "max_queued_requests": 100, "max_body_bytes": 100_000}
