@@ -196,7 +196,7 @@ def _tls(settings: Settings) -> ssl.SSLContext | None:
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """uvloop where it is installed."""
-    return uvicorn.Config("", log_config=None).getloop_factory()
+    return uvicorn.Config("", log_config=None).get_loop_factory()
 
 
 def _on_signal(act: Callable[[], object]) -> None:
