@@ -20,11 +20,11 @@ from urllib.request import urlopen
 import torch
 from decode import Step
 from machine import facts, processor
-from serve import Load, run_load, served
 
 from turbosparse.models.batch import FfnMode
 from turbosparse.models.load import DTYPES, load
 from turbosparse.models.tools import shapes
+from turbosparse.server.commands.bench import Load, Target, run_load, served
 
 
 def arguments() -> argparse.Namespace:
@@ -46,16 +46,9 @@ def streamed(args: argparse.Namespace) -> tuple[float, FfnMode]:
     flags = ["--synthetic", args.synthetic, "--device", args.device, "--dtype", args.dtype]
     if args.layers:
         flags += ["--synthetic-layers", str(args.layers)]
-    body = {
-        "max_tokens": args.max_tokens,
-        "temperature": 0,
-        "ignore_eos": True,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
     with served(None, flags) as url:
         loads = [
-            asyncio.run(run_load(url, 1, 1, body, args.prompt_tokens))
+            asyncio.run(run_load(Target(url), 1, 1, args.max_tokens, args.prompt_tokens))
             for _ in range(1 + args.rounds)
         ]
         with urlopen(f"{url}/health") as answer:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
@@ -25,10 +27,11 @@ from .messages import (
     Submit,
     ToEngine,
 )
-from .process import DEFAULT_RUNNER, run_engine
+from .process import DEFAULT_RUNNER, STACKS, run_engine
 from .request import SamplingParams
 
 CLOSE_SECONDS = 5.0
+STACKS_SECONDS = 0.5  # for a stuck engine to print where it is
 
 
 class OutputStream:
@@ -38,16 +41,15 @@ class OutputStream:
         self.id = id
         self._pending: list[Output] = []
         self._arrived = asyncio.Event()
-        self._dead: str | None = None
+        self._failure: Exception | None = None
 
     async def take(self) -> list[Output]:
-        """Everything that has piled up, at least one; raises EngineDeadError."""
+        """All that has piled up, at least one; raises EngineDeadError, or what `fail` said."""
         if not self._pending:
-            if self._dead is not None:
-                raise EngineDeadError(self._dead)
-            await self._arrived.wait()
+            if self._failure is None:
+                await self._arrived.wait()
             if not self._pending:
-                raise EngineDeadError(self._dead or "the engine stopped")
+                raise self._failure or EngineDeadError("the engine stopped")
         taken, self._pending = self._pending, []
         self._arrived.clear()
         return taken
@@ -56,8 +58,9 @@ class OutputStream:
         self._pending.append(output)
         self._arrived.set()
 
-    def die(self, reason: str) -> None:
-        self._dead = reason
+    def fail(self, failure: Exception) -> None:
+        """Nothing more will come: who takes after the last output gets this raised."""
+        self._failure = failure
         self._arrived.set()
 
 
@@ -73,6 +76,8 @@ class EngineClient:
         self._streams: dict[str, OutputStream] = {}
         self._dead: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._closing = False
+        self._heard_at = time.monotonic()
+        self.token_at = float("-inf")  # time.monotonic() of the last step that brought a token
         # The pipe may be full while the engine computes: a thread of its own blocks on it, never
         # the event loop.
         self._outbox: SimpleQueue[ToEngine | None] = SimpleQueue()
@@ -102,6 +107,9 @@ class EngineClient:
         loop = asyncio.get_running_loop()
         loop.add_reader(ours.fileno(), client._read)
         loop.add_reader(process.sentinel, client._ended)
+        # uvloop makes what it watches non-blocking. A full pipe must make the sender wait, and half
+        # a message the reader, which the engine is writing the rest of.
+        os.set_blocking(ours.fileno(), True)
         client._sender.start()
         return client
 
@@ -113,11 +121,34 @@ class EngineClient:
     async def wait_dead(self) -> str:
         return await asyncio.shield(self._dead)
 
+    @property
+    def seconds_silent(self) -> float:
+        """How long requests have been open without a word from the engine."""
+        return time.monotonic() - self._heard_at if self._streams else 0.0
+
+    async def watch(self, step_timeout: float) -> None:
+        """End the engine when a step takes longer than this: a stuck device would hang everyone."""
+        while self.dead is None:
+            await asyncio.sleep(min(1.0, step_timeout / 4))
+            if self.seconds_silent > step_timeout:
+                self._read()  # it may be us who did not listen
+            if self.seconds_silent > step_timeout:
+                await self._kill(f"a step has taken more than {step_timeout:g} s")
+
+    async def _kill(self, reason: str) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, STACKS)
+        await asyncio.sleep(STACKS_SECONDS)
+        self._die(reason)
+        self._process.kill()
+
     def submit(self, id: str, prompt: list[int], sampling: SamplingParams) -> OutputStream:
         """Hand a request over; raises EngineDeadError. `id` must not be in use."""
         if self.dead is not None:
             raise EngineDeadError(self.dead)
         assert id not in self._streams, id
+        if not self._streams:
+            self._heard_at = time.monotonic()
         stream = self._streams[id] = OutputStream(id)
         self._outbox.put(Submit(id, prompt, sampling))
         return stream
@@ -153,6 +184,8 @@ class EngineClient:
         while (message := self._outbox.get()) is not None:
             try:
                 self._connection.send(message)
+            except BlockingIOError:
+                raise  # not the engine's end, but a pipe that should have made us wait
             except (OSError, ValueError):
                 return  # the engine is gone; its sentinel tells
 
@@ -168,6 +201,9 @@ class EngineClient:
 
     def _deliver(self, message: StepOutput) -> None:
         self.stats = message.stats
+        self._heard_at = time.monotonic()
+        if message.outputs and message.outputs[-1].token_id is not None:
+            self.token_at = self._heard_at
         for output in message.outputs:
             stream = self._streams.get(output.id)
             if stream is not None:  # else aborted since
@@ -191,7 +227,7 @@ class EngineClient:
         loop.remove_reader(self._process.sentinel)
         streams, self._streams = self._streams, {}
         for stream in streams.values():
-            stream.die(reason)
+            stream.fail(EngineDeadError(reason))
 
 
 def _first_message(process: BaseProcess, connection: Connection) -> EngineInfo:

@@ -29,3 +29,5 @@ class EngineConfig:
     recalibrate: bool = False  # measure the FFN modes even if an earlier start has
     num_threads: int | None = None  # CPU threads at most; None: all cores but one, but two of two
     seed: int = 0
+    log_level: str = "info"
+    log_format: str = "text"  # or json

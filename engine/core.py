@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Generic, Protocol, TypeVar
 
 from .grammar import Constraint, GrammarError, Grammars
-from .messages import Output, StepOutput, StepStats, Submit, TokenLogprobs
+from .messages import Output, RequestTimes, StepOutput, StepStats, Submit, TokenLogprobs
 from .request import FinishReason, Request
 from .scheduler import PrefixStats, Sampled, Schedule, Scheduler
 
@@ -34,6 +34,10 @@ class Runner(Protocol[L]):
 
     def is_fatal(self, error: Exception) -> bool:
         """Whether the device is gone, so that no later step can succeed."""
+        ...
+
+    def is_out_of_memory(self, error: Exception) -> bool:
+        """Whether a smaller step, or the same one later, may well succeed."""
         ...
 
 
@@ -64,6 +68,7 @@ class EngineCore(Generic[L]):
         self._compiling: list[tuple[Request, Constraint]] = []
         self._in_flight: tuple[Schedule, L] | None = None
         self._outputs: list[Output] = []
+        self._ended: list[RequestTimes] = []
         self._seeds = random.Random(seed)
 
     @property
@@ -76,6 +81,7 @@ class EngineCore(Generic[L]):
         if sampling.seed is None:
             sampling = replace(sampling, seed=self._seeds.getrandbits(63))
         request = Request(submit.id, list(submit.prompt), sampling, len(submit.prompt))
+        request.arrived_at = time.perf_counter()
         self.requests[request.id] = request
         if sampling.grammar is None:
             self.scheduler.add(request)
@@ -172,6 +178,8 @@ class EngineCore(Generic[L]):
 
     def _append(self, request: Request, token_id: int, logprobs: TokenLogprobs | None) -> None:
         request.token_ids.append(token_id)
+        if not request.first_token_at:
+            request.first_token_at = time.perf_counter()
         if request.constraint is not None:
             try:
                 request.constraint.advance(token_id)
@@ -201,17 +209,24 @@ class EngineCore(Generic[L]):
         logger.exception("a step of %d requests failed", len(schedule.items))
         if self.runner.is_fatal(error):
             raise error
+        message = f"the step failed: {type(error).__name__}: {error}"
+        out_of_memory = self.runner.is_out_of_memory(error)
         for item in schedule.items:
             if item.request.finish is None:
-                message = f"{type(error).__name__}: {error}"
-                self._end(item.request, FinishReason.ERROR, f"the step failed: {message}")
+                self._end(item.request, FinishReason.ERROR, message, out_of_memory)
 
     def _report_failed(self) -> None:
         failed, self.scheduler.failed = self.scheduler.failed, []
         for request, reason in failed:
             self._end(request, FinishReason.ERROR, reason)
 
-    def _end(self, request: Request, finish: FinishReason, error: str | None = None) -> None:
+    def _end(
+        self,
+        request: Request,
+        finish: FinishReason,
+        error: str | None = None,
+        out_of_memory: bool = False,
+    ) -> None:
         cached = request.num_cached_tokens
         self._outputs.append(
             Output(
@@ -220,6 +235,7 @@ class EngineCore(Generic[L]):
                 num_cached_tokens=cached,
                 error=error,
                 active_fraction=request.active_fraction,
+                out_of_memory=out_of_memory,
             )
         )
         self._forget(request, finish)
@@ -228,11 +244,14 @@ class EngineCore(Generic[L]):
         self.scheduler.finish(request, finish)
         self.runner.release(request)
         del self.requests[request.id]
+        if request.first_token_at:
+            self._ended.append(_times(request))
 
     def _stats(self, schedule: Schedule, sampled: Sampled, seconds: float) -> StepStats:
         scheduler, pool = self.scheduler, self.scheduler.pool
         num_decode = sum(item.start >= item.request.num_prompt_tokens for item in schedule.items)
         prefix, scheduler.prefix = scheduler.prefix, PrefixStats()
+        ended, self._ended = self._ended, []
         return StepStats(
             num_running=len(scheduler.running),
             num_waiting=len(scheduler.waiting),
@@ -245,5 +264,16 @@ class EngineCore(Generic[L]):
             num_prefix_hits=prefix.num_hits,
             step_seconds=seconds,
             ffn_mode=sampled.ffn_mode,
-            active_fraction=sampled.active_fraction,
+            activity=sampled.activity,
+            ended=tuple(ended),
         )
+
+
+def _times(request: Request) -> RequestTimes:
+    """Of a request that got a token, as it ends."""
+    return RequestTimes(
+        request.started_at - request.arrived_at,
+        request.first_token_at - request.started_at,
+        time.perf_counter() - request.first_token_at,
+        len(request.token_ids) - request.num_prompt_tokens,
+    )

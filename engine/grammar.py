@@ -13,7 +13,7 @@ from pathlib import Path
 
 from llguidance import LLMatcher, LLTokenizer
 
-MAX_COMPILED = 128  # grammars kept for the next request that brings the same
+MAX_COMPILED = 64  # grammars kept for the next request that brings the same
 
 
 class GrammarError(Exception):

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..models.attention import LayerCache
 from ..models.batch import FfnMode, ForwardBatch
 from ..models.decoder import Decoder
+from ..models.progress import track
 from ..models.sparsity.policy import FfnPolicy
 
 SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256)
@@ -81,7 +81,7 @@ class DecodeGraphs:
         pool = torch.cuda.graph_pool_handle()
         stream = torch.cuda.Stream()
         self._slots.fill_(-1)  # write no page while warming up
-        for key in tqdm(found, "Capturing graphs", unit="graph", leave=False):
+        for key in track(found, "Capturing graphs"):
             batch = self._batch(key)
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):  # compiles and tunes outside the capture

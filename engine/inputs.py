@@ -83,6 +83,7 @@ def gather(
         ffn_mode=mode,
         query_starts=None if query_starts is None else to_device(query_starts, device),
         active=active,
+        union=None if active is None else active.new_zeros(len(active)),
         thresholds=_thresholds(items, threshold, device),
     )
     return StepInputs(batch, [item.request for item in items if item.samples])

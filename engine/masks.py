@@ -27,11 +27,23 @@ def allow_only(logits: Tensor, requests: Sequence[Request]) -> None:
     constrained = [(i, r.constraint) for i, r in enumerate(requests) if r.constraint is not None]
     if not constrained:
         return
-    packed = to_device(masks([c for _, c in constrained], logits.shape[1]), logits.device)
-    bits = torch.arange(WORD, dtype=torch.int32, device=logits.device)
-    allowed = (packed[:, :, None] >> bits & 1).bool().flatten(1)[:, : logits.shape[1]]
-    index = to_device([i for i, _ in constrained], logits.device)
-    logits[index] = logits[index].masked_fill(~allowed, -torch.inf)
+    packed = masks([c for _, c in constrained], logits.shape[1])
+    index = [i for i, _ in constrained]
+    if logits.device.type == "cpu":  # a tenth of the time of torch's small ops
+        scores = logits.numpy()
+        bits = np.unpackbits(packed.view(np.uint8), axis=1, bitorder="little")
+        for i, allowed in zip(index, bits[:, : logits.shape[1]], strict=True):
+            scores[i][allowed == 0] = -np.inf
+        return
+    allowed = unpacked(to_device(packed, logits.device), logits.shape[1])
+    places = to_device(index, logits.device)
+    logits[places] = logits[places].masked_fill(~allowed, -torch.inf)
+
+
+def unpacked(packed: Tensor, vocab_size: int) -> Tensor:
+    """[C, words] int32 -> [C, vocab] bool, on the device."""
+    shifts = torch.arange(WORD, dtype=torch.int32, device=packed.device)
+    return (packed[:, :, None] >> shifts & 1).bool().flatten(1)[:, :vocab_size]
 
 
 def masks(constraints: Sequence[Constraint], vocab_size: int) -> NDArray[np.int32]:

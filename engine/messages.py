@@ -43,7 +43,7 @@ class Output(NamedTuple):
     A named tuple because there is one a token: pickled and made in a third of the time.
 
     A stop token is delivered with `finish=STOP` and is not part of the text. `error` is set exactly
-    when `finish` is ERROR.
+    when `finish` is ERROR; `out_of_memory` says that the same request may succeed later.
     """
 
     id: str
@@ -54,11 +54,37 @@ class Output(NamedTuple):
     error: str | None = None
     prompt_logprobs: list[TokenLogprobs] | None = None  # of the prompt tokens next in order
     active_fraction: float | None = None  # with `finish`, for who asked
+    out_of_memory: bool = False
+
+
+class RequestTimes(NamedTuple):
+    """Where the seconds of a request that has ended went."""
+
+    queued: float  # from its arrival in the engine to its first step
+    prefill: float  # from there to its first token
+    decode: float  # from there to its last token
+    num_output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """Shares of each layer's FFN neurons in one step, 0 to 1."""
+
+    active: list[float]  # that a token computes, on average
+    union: list[float]  # that any token of the step computes
+
+    @property
+    def active_fraction(self) -> float:
+        return sum(self.active) / len(self.active)
+
+    @property
+    def union_fraction(self) -> float:
+        return sum(self.union) / len(self.union)
 
 
 @dataclass(frozen=True, slots=True)
 class StepStats:
-    """Counts of one step, for metrics. Fractions are of neurons, means over layers and tokens."""
+    """What one step did, for metrics."""
 
     num_running: int = 0
     num_waiting: int = 0
@@ -71,7 +97,8 @@ class StepStats:
     num_prefix_hits: int = 0  # of these, found
     step_seconds: float = 0.0
     ffn_mode: str = ""
-    active_fraction: float | None = None  # None: the model skips nothing in this mode
+    activity: Activity | None = None  # measured now and then; None in between
+    ended: tuple[RequestTimes, ...] = ()  # of requests that got a token
 
 
 @dataclass(frozen=True, slots=True)

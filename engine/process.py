@@ -5,6 +5,7 @@ It outlives nothing: when the parent is gone, however it went, the pipe reads EO
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import signal
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from . import logs
 from .config import EngineConfig
 from .core import EngineCore, Runner
 from .grammar import Grammars
@@ -21,6 +23,7 @@ from .scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
 Build = Callable[[EngineConfig], tuple[Runner[object], EngineInfo]]
+STACKS = signal.SIGUSR1  # makes the engine print the stacks of all its threads
 DEFAULT_RUNNER = "turbosparse.engine.runner:build_runner"
 TOKENIZER = "tokenizer.json"  # for grammars alone: nothing else in the engine knows text
 COMPILE_SECONDS = 0.002  # how often to look whether a grammar is ready, when there is nothing to do
@@ -35,7 +38,8 @@ def run_engine(connection: Connection, config: EngineConfig, build: str = DEFAUL
     # The parent decides when to stop; a Ctrl-C or a signal to the whole group must not race it.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    faulthandler.register(STACKS)  # where a stuck step is, before the parent kills us
+    logs.configure(config.log_level, config.log_format)
     try:
         core, info = _start(config, build)
     except Exception as error:
@@ -88,8 +92,7 @@ def _serve(connection: Connection, core: EngineCore[object]) -> None:
 
 def _receive(connection: Connection, core: EngineCore[object]) -> None:
     """Take all that has arrived; wait only when there is nothing to do."""
-    patience = COMPILE_SECONDS if core.is_compiling else None
-    while connection.poll(0 if core.has_work else patience):
+    while connection.poll(_patience(core)):
         message: ToEngine = connection.recv()
         match message:
             case Submit():
@@ -98,3 +101,10 @@ def _receive(connection: Connection, core: EngineCore[object]) -> None:
                 core.abort(message.ids)
             case ResetPrefixCache():
                 core.reset_prefix_cache()
+
+
+def _patience(core: EngineCore[object]) -> float | None:
+    """Seconds to wait for a message; None: there is nothing else to do."""
+    if core.has_work:
+        return 0
+    return COMPILE_SECONDS if core.is_compiling else None

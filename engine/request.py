@@ -93,6 +93,10 @@ class Request:
     pages: list[int] = field(default_factory=list[int])
     page_hashes: list[bytes] = field(default_factory=list[bytes])  # chained, one per full page
     num_preemptions: int = 0
+    # seconds of the engine's clock; 0.0 is not yet
+    arrived_at: float = 0.0
+    started_at: float = 0.0
+    first_token_at: float = 0.0
     finish: FinishReason | None = None
     active_sum: float = 0.0  # of the active fractions of `num_measured` of its tokens
     num_measured: int = 0

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..models import calibration
 from ..models.attention import LayerCache
-from ..models.batch import FfnMode
+from ..models.batch import FfnMode, ForwardBatch
 from ..models.config import ModelError
 from ..models.decoder import Decoder
 from ..models.kernels import ops
@@ -31,7 +31,7 @@ from .crew import Crew
 from .graphs import DecodeGraphs, can_capture, decode_sizes
 from .inputs import StepInputs
 from .logprobs import HostLogprobs
-from .messages import EngineInfo, FfnTiming, TokenLogprobs
+from .messages import Activity, EngineInfo, FfnTiming, TokenLogprobs
 from .request import Request
 from .rows import Rows
 from .scheduler import Sampled, Schedule, ScheduledRequest
@@ -55,6 +55,7 @@ class Launched:
     scored: Scored | None
     ffn_mode: FfnMode
     active: HostCopy | None  # [T], each token's active fraction
+    activity: HostCopy | None  # [2, layers], active and union fractions, with `active`
     num_tokens: list[int]  # of each item
 
 
@@ -108,6 +109,7 @@ class ModelRunner:
             scored,
             mode,
             None if active is None else HostCopy(active.mean(0)),
+            _by_layer(step.batch),
             [item.num_tokens for item in schedule.items],
         )
 
@@ -125,7 +127,7 @@ class ModelRunner:
             ],
             scored=scoring.read(launched.scored),
             ffn_mode=launched.ffn_mode.value,
-            active_fraction=None if active is None else float(active.mean()),
+            activity=_activity(launched.activity),
             active=None if active is None else _sums(active, launched.num_tokens),
         )
 
@@ -149,6 +151,11 @@ class ModelRunner:
     def is_fatal(self, error: Exception) -> bool:
         """A CUDA error poisons the context: nothing on the device works after it."""
         return isinstance(error, torch.AcceleratorError)
+
+    def is_out_of_memory(self, error: Exception) -> bool:
+        """torch has a type for it on a GPU; on a CPU it only says so."""
+        found = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        return found or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
     def _measure(self, schedule: Schedule) -> Tensor | None:
         """Where this step writes its active fractions [layers, T], if it is its turn, or a request
@@ -176,6 +183,20 @@ def _is_reported(item: ScheduledRequest, device: torch.device) -> bool:
 def _sums(values: NDArray[np.float64], counts: list[int]) -> list[float]:
     """The sum of each run of so many values."""
     return [float(part.sum()) for part in np.split(values, np.cumsum(counts)[:-1])]
+
+
+def _by_layer(batch: ForwardBatch) -> HostCopy | None:
+    """Active and union fractions on their way to the host [2, layers], where they were measured."""
+    if batch.active is None or batch.union is None:
+        return None
+    return HostCopy(torch.stack([batch.active.mean(1), batch.union]))
+
+
+def _activity(found: HostCopy | None) -> Activity | None:
+    if found is None:
+        return None
+    active, union = found.array().tolist()
+    return Activity(active, union)
 
 
 def _read_logprobs(

@@ -6,11 +6,12 @@ tokens, in as many steps as the budget takes.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from .messages import TokenLogprobs
+from .messages import Activity, TokenLogprobs
 from .pages import PagePool, page_hashes
 from .request import FinishReason, Request
 
@@ -49,7 +50,7 @@ class Sampled:
         default_factory=list[tuple[Request, list[TokenLogprobs]]]
     )
     ffn_mode: str = ""
-    active_fraction: float | None = None
+    activity: Activity | None = None
     active: list[float] | None = None  # each item's sum over its tokens, where it was measured
 
 
@@ -235,6 +236,7 @@ class Scheduler:
         self.pool.share(request, shared)
         request.num_computed_tokens = len(shared) * self.pool.page_size
         if request.num_preemptions == 0:
+            request.started_at = time.perf_counter()
             request.num_cached_tokens = request.num_computed_tokens
             self.prefix.num_queries += request.num_tokens
             self.prefix.num_hits += request.num_cached_tokens

@@ -43,6 +43,7 @@ class ForwardBatch:
     ffn_mode: FfnMode
     query_starts: Tensor | None = None  # [B + 1] int32, their places among the T; None: T is B
     active: Tensor | None = None  # [layers, T] float32: each token's active fraction is added
+    union: Tensor | None = None  # [layers] float32: the share that any token computes is added
     thresholds: Tensor | None = None  # [T] float32, the predictors'; None: each layer's own
 
     def of(self, tokens: Tensor) -> ForwardBatch:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from . import divergence, random_weights, recipe
 from .config import ModelConfig, ModelError
 from .decoder import Decoder
 from .fields import Fields, is_list, is_object, read_object
 from .kernels import ops
+from .progress import track
 from .registry import Family, find_family
 from .sparsity.ffn import SparseFFN
 from .sparsity.predictor import LowRankPredictor
 from .weights import Checkpoint, Layout, Source, assign, check_names, iter_pt_predictors
 
+logger = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Stored by some exporters though it can be computed; not a weight.
 DERIVED = ".rotary_emb.inv_freq"
@@ -66,6 +69,9 @@ def load(
     the model approximate, and how far is measured at once. `num_positions` is the longest
     sequence that will come, the config's by default. Raises ModelError, naming what does not fit.
     """
+    started = time.perf_counter()
+    if progress:
+        logger.info("Loading %s", directory)
     family, config = read_config(directory)
     chosen, declined = ops.select(device, dtype, backends)
     positions = num_positions or config.max_positions
@@ -76,6 +82,8 @@ def load(
     else:
         config = replace(config, predictor=drawn.rank > 0)
         decoder = random_weights.build(config, drawn, chosen, device, dtype, positions)
+    if progress:
+        _say_loaded(decoder, time.perf_counter() - started)
     approximation = None
     if predictors is not None:
         exact = divergence.baseline(decoder)
@@ -152,9 +160,7 @@ def _fill(
 ) -> None:
     wanted = dict(decoder.named_parameters())
     assert wanted.keys() == sources.keys(), wanted.keys() ^ sources.keys()
-    for name, source in tqdm(
-        sources.items(), "Loading weights", disable=not progress, unit="tensor", leave=False
-    ):
+    for name, source in track(sources.items(), "Loading weights", enabled=progress):
         value = source.assemble(checkpoint)
         if value.shape != wanted[name].shape:
             raise ModelError(
@@ -162,6 +168,11 @@ def _fill(
                 f"config.json asks for {_stored_shape(source, wanted[name])}"
             )
         assign(decoder, name, value.to(device=device, dtype=dtype).contiguous())
+
+
+def _say_loaded(decoder: Decoder, seconds: float) -> None:
+    num_bytes = sum(p.numel() * p.element_size() for p in decoder.parameters())
+    logger.info("weights loaded: %.2f GiB after %.1f s", num_bytes / 2**30, seconds)
 
 
 def _stored_shape(source: Source, value: torch.Tensor) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ class Observed:
     logits: Tensor  # [T, vocab] float32
     ffn_inputs: list[tuple[Tensor, Tensor]]  # per layer: x and the residual, [T, hidden] each
     active: Tensor  # [layers] float32, the active fraction; zero where no neuron can be skipped
+    union: Tensor  # [layers] float32, the share that any of the T tokens computes
 
 
 @torch.inference_mode()
@@ -32,13 +33,15 @@ def observe(decoder: Decoder, ids: Tensor) -> Observed:
         inputs.append((decoder.ops.rms_norm(residual, norm.weight, norm.eps), residual))
 
     active = torch.zeros(len(decoder.layers), len(ids), device=ids.device)
+    union = torch.zeros(len(decoder.layers), device=ids.device)
+    batch = replace(sequence_batch(ids), active=active, union=union)
     hooks = [layer.get_submodule("ffn").register_forward_pre_hook(look) for layer in decoder.layers]
     try:
-        logits = decoder(sequence_batch(ids, active=active), sequence_cache(decoder, len(ids)))
+        logits = decoder(batch, sequence_cache(decoder, len(ids)))
     finally:
         for hook in hooks:
             hook.remove()
-    return Observed(logits, inputs, active.mean(-1))
+    return Observed(logits, inputs, active.mean(-1), union)
 
 
 def random_ids(decoder: Decoder, num_tokens: int) -> Tensor:
@@ -49,9 +52,7 @@ def random_ids(decoder: Decoder, num_tokens: int) -> Tensor:
     return ids.to(decoder.embedding.device)
 
 
-def sequence_batch(
-    ids: Tensor, mode: FfnMode = FfnMode.DENSE, active: Tensor | None = None
-) -> ForwardBatch:
+def sequence_batch(ids: Tensor, mode: FfnMode = FfnMode.DENSE) -> ForwardBatch:
     """All T tokens of one sequence as one step, on one page; every one's logits are wanted."""
     places = torch.arange(len(ids), device=ids.device)
     return ForwardBatch(
@@ -65,7 +66,6 @@ def sequence_batch(
         sample_at=places,
         ffn_mode=mode,
         query_starts=torch.tensor([0, len(ids)], dtype=torch.int32, device=ids.device),
-        active=active,
     )
 
 

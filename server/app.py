@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from .. import __version__
+from .access import Access
+from .activity import ActivityFeed
 from .body_limit import BodyLimit
 from .errors import (
     ApiError,
@@ -21,40 +25,102 @@ from .errors import (
     NotFound,
     PayloadTooLarge,
 )
+from .guard import Guard
+from .openapi import document
+from .readiness import Readiness
 from .request_id import RequestIds
-from .routes import chat, completions, health, metrics, models
+from .routes import (
+    chat,
+    completions,
+    health,
+    messages,
+    metrics,
+    models,
+    page,
+    responses,
+    server,
+    tokens,
+)
 from .service import Service
 
-logger = logging.getLogger(__name__)
-ROUTERS = (chat.router, completions.router, models.router, health.router, metrics.router)
+ROUTERS = (
+    chat.router,
+    completions.router,
+    responses.router,
+    messages.router,
+    tokens.router,
+    models.router,
+    server.router,
+    health.router,
+    metrics.router,
+    page.router,
+)
 MAX_ERRORS = 3  # of a body, named in one answer
 STATUSES: dict[int, type[ApiError]] = {
     404: NotFound,
     405: MethodNotAllowed,
     413: PayloadTooLarge,
 }
-# Words in a validation error's location that are types of a union, not fields.
+# Words in a validation error's location that are types of a union, not fields; our own begin with
+# a capital letter.
 TYPE_NAMES = frozenset({"str", "int", "float", "bool", "list", "dict", "constrained-str", "body"})
 
 
-def create_app(service: Service, *, max_body_bytes: int) -> FastAPI:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edge:
+    """What stands between the network and the routes."""
+
+    max_body_bytes: int = 4 << 20
+    api_keys: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    access_log: bool = False
+    tracing: Callable[[ASGIApp], ASGIApp] | None = None
+
+
+def create_app(service: Service, edge: Edge) -> FastAPI:
     """The whole HTTP side over one service."""
+    app = describe()
+    app.state.service = service
+    app.state.readiness = Readiness(service.engine)
+    app.state.activity = ActivityFeed(service)
+    _add_middleware(app, service, edge)
+    return app
+
+
+def describe() -> FastAPI:
+    """The routes and their errors over no service: enough for the OpenAPI document."""
     app = FastAPI(
         title="turbosparse",
         version=__version__,
         description="OpenAI-compatible inference of activation-sparse language models.",
     )
-    app.state.service = service
     for router in ROUTERS:
         app.include_router(router)
+    document(app)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientDisconnect, _client_left)
-    app.add_exception_handler(Exception, _unforeseen)
-    app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
-    app.add_middleware(RequestIds)
     return app
+
+
+def _add_middleware(app: FastAPI, service: Service, edge: Edge) -> None:
+    """From the inside out: the last one added is the first to see a request."""
+    app.add_middleware(BodyLimit, max_bytes=edge.max_body_bytes)
+    if edge.api_keys:
+        app.add_middleware(Guard, keys=edge.api_keys)
+    if edge.cors_origins:  # around the guard: a browser asks first, without a key
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=edge.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-Id", "Retry-After"],
+        )
+    app.add_middleware(Access, metrics=service.metrics, log=edge.access_log)
+    if edge.tracing is not None:
+        app.add_middleware(edge.tracing)
+    app.add_middleware(RequestIds)
 
 
 def _answer(error: ApiError) -> JSONResponse:
@@ -90,7 +156,7 @@ def field_name(location: Sequence[str | int]) -> str:
     for part in location:
         if isinstance(part, int):
             name += f"[{part}]"
-        elif part not in TYPE_NAMES and "[" not in part and part.isidentifier():
+        elif part not in TYPE_NAMES and part.isidentifier() and not part[0].isupper():
             name += f".{part}" if name else part
     return name
 
@@ -111,8 +177,3 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 async def _client_left(request: Request, error: Exception) -> Response:
     return Response(status_code=400)  # nobody reads it
-
-
-async def _unforeseen(request: Request, error: Exception) -> Response:
-    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return _answer(ApiError("the server failed on this request; its log says why"))

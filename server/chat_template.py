@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import NoReturn, cast
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, meta
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -36,17 +36,36 @@ class ChatTemplate:
         environment.filters["tojson"] = _to_json
         try:
             self._template = environment.from_string(source, HELPERS)
+            self.variables = meta.find_undeclared_variables(environment.parse(source))
         except TemplateError as error:
             raise CheckpointError(f"the chat template is not valid: {error}") from error
         self._special_tokens = special_tokens
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The prompt, ready for the assistant's words; raises TemplateRefused."""
+    @property
+    def knows_tools(self) -> bool:
+        """Whether it shows tools to the model by itself."""
+        return "tools" in self.variables
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Message] = (),
+        open_turn: bool = True,
+        more: Mapping[str, object] | None = None,
+    ) -> str:
+        """The prompt; with `open_turn` ready for the assistant's words. Raises TemplateRefused.
+
+        `more` are variables of the template's own, as `enable_thinking` is of some.
+        """
+        variables: dict[str, object] = {**(more or {}), **self._special_tokens}
+        if tools:
+            variables["tools"] = tools
         try:
             return self._template.render(
-                messages=messages, add_generation_prompt=True, **self._special_tokens
+                variables, messages=messages, add_generation_prompt=open_turn
             )
-        except (TemplateError, TypeError, ValueError) as error:
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             raise TemplateRefused(str(error)) from error
 
 

@@ -10,18 +10,26 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from .. import __version__
 from ..engine.errors import EngineStartError
-from . import settings
+from . import flags
 from .checkpoint import CheckpointError, locate, locate_predictors
-from .settings import Settings, SettingsError
+from .flags import SettingsError
+from .settings import FFN_MODES, Settings
 
+COMMANDS = {
+    "chat": ("chat", "talk to a server"),
+    "complete": ("complete", "what follows a text, from a server"),
+    "bench": ("bench", "measure a server under load, over HTTP"),
+    "run-batch": ("run_batch", "answer a file of requests, without a server"),
+    "collect-env": ("collect_env", "describe this machine, for a bug report"),
+}
 TOOLS = {
     "make-model": ("synthetic", "write a random checkpoint, for measuring speed"),
     "train": ("train", "train the bundled model"),
 }
-MODES = settings.FFN_MODES
 PACKAGE = __name__.removesuffix(".server.cli")
 
 
@@ -33,55 +41,57 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="serve a model over HTTP, as OpenAI's API")
-    serve.add_argument(
-        "model",
-        nargs="?",
-        help="a directory, or owner/name on the Hugging Face Hub; default: the bundled model",
-    )
-    settings.add_arguments(serve)
+    flags.add_arguments(serve, Settings)
     calibrate = commands.add_parser(
         "calibrate", help="measure a model's FFN modes anew; serve takes what this finds"
     )
-    calibrate.add_argument("model", nargs="?", help="as for serve, like every flag")
-    settings.add_arguments(calibrate)
+    flags.add_arguments(calibrate, Settings)
     given = list(sys.argv[1:] if argv is None else argv)
-    for name, (module, help) in TOOLS.items():
-        tool = commands.add_parser(name, help=help)
+    modules = _modules()
+    for name, (module, help) in modules.items():
+        command = commands.add_parser(name, help=help)
         if given[:1] == [name]:  # only the one that runs pays for its imports
-            import_module(f"{PACKAGE}.models.tools.{module}").add_arguments(tool)
+            import_module(module).add_arguments(command)
     arguments = parser.parse_args(given)
     try:
         if arguments.command == "serve":
-            return _serve(vars(arguments))
+            return _serve(flags.read(Settings, vars(arguments)))
         if arguments.command == "calibrate":
-            return _calibrate(vars(arguments))
-        return _run_tool(TOOLS[arguments.command][0], arguments)
+            return _calibrate(flags.read(Settings, vars(arguments)))
+        return _run(import_module(modules[arguments.command][0]), arguments)
     except (SettingsError, CheckpointError, EngineStartError) as error:
-        print(f"turbosparse: error: {error}", file=sys.stderr)
-        return 1
+        return _fail(error)
 
 
-def _serve(arguments: dict[str, object]) -> int:
-    chosen = settings.read(arguments)
+def _modules() -> dict[str, tuple[str, str]]:
+    """Name of a command -> the module that runs it, and its help."""
+    places = {"server.commands": COMMANDS, "models.tools": TOOLS}
+    return {
+        name: (f"{PACKAGE}.{place}.{module}", help)
+        for place, found in places.items()
+        for name, (module, help) in found.items()
+    }
+
+
+def _serve(settings: Settings) -> int:
     from .serve import run
 
-    with _model(arguments["model"], chosen) as (model, chosen):
-        return run(model, chosen)
+    with _described(settings) as settings:
+        return run(settings)
 
 
-def _calibrate(arguments: dict[str, object]) -> int:
+def _calibrate(settings: Settings) -> int:
     """Start an engine as serve would, with next to no K/V pages, and print what it measured."""
-    chosen = settings.read(arguments)
     from ..engine.runner import build_runner
 
-    with _model(arguments["model"], chosen) as (model, chosen), _refusals():
-        predictors = locate_predictors(chosen.predictors)
-        config = chosen.engine(str(locate(model).directory), predictors)
+    with _described(settings) as settings, _refusals():
+        predictors = locate_predictors(settings.predictors)
+        config = settings.engine(str(locate(settings.model).directory), predictors)
         _, info = build_runner(replace(config, recalibrate=True, num_pages=1))
     print(f"{info.device}, {info.dtype}; microseconds of one layer's FFN")
-    print(f"{'tokens':>8}" + "".join(f"{mode:>10}" for mode in MODES) + f"{'chosen':>10}")
+    print(f"{'tokens':>8}" + "".join(f"{mode:>10}" for mode in FFN_MODES) + f"{'chosen':>10}")
     for row in info.ffn_timings:
-        times = "".join(f"{row.microseconds[mode]:>10.1f}" for mode in MODES)
+        times = "".join(f"{row.microseconds[mode]:>10.1f}" for mode in FFN_MODES)
         print(f"{row.num_tokens:>8}{times}{row.chosen:>10}")
     if not info.ffn_timings:
         print("nothing to choose: " + ", ".join(set(info.ffn_modes.values())))
@@ -100,27 +110,42 @@ def _refusals() -> Generator[None]:
 
 
 @contextmanager
-def _model(model: object, chosen: Settings) -> Generator[tuple[str | None, Settings]]:
-    """The model as it was given, or a directory that describes the synthetic one."""
-    given = model if isinstance(model, str) else None
-    name, layers, density = chosen.synthetic, chosen.synthetic_layers, chosen.synthetic_density
+def _described(settings: Settings) -> Generator[Settings]:
+    """The settings as they were given, or with a directory that describes the synthetic model."""
+    name, layers, density = (
+        settings.synthetic,
+        settings.synthetic_layers,
+        settings.synthetic_density,
+    )
     if name is None:
         if layers is not None or density is not None:
             flag = "density" if layers is None else "layers"
             raise SettingsError(f"--synthetic-{flag} needs --synthetic")
-        yield given, chosen
+        yield settings
         return
-    if given is not None:
-        raise SettingsError(f"--synthetic={name} stands instead of a MODEL, but {given} was given")
+    if settings.model is not None:
+        raise SettingsError(
+            f"--synthetic={name} stands instead of a MODEL, but {settings.model} was given"
+        )
     from ..models.tools import shapes
 
     with tempfile.TemporaryDirectory(prefix="turbosparse-") as folder:
         with _refusals():
             shapes.describe_named(Path(folder), name, layers=layers, density=density)
-        yield folder, replace(chosen, served_model_name=chosen.served_model_name or name)
+        names = settings.served_model_name or (name,)
+        yield replace(settings, model=folder, served_model_name=names)
 
 
-def _run_tool(module: str, arguments: argparse.Namespace) -> int:
-    with _refusals():
-        import_module(f"{PACKAGE}.models.tools.{module}").run(arguments)
-    return 0
+def _run(module: ModuleType, arguments: argparse.Namespace) -> int:
+    from .commands.client import ClientError
+
+    try:
+        with _refusals():
+            return module.run(arguments) or 0
+    except ClientError as error:
+        return _fail(error)
+
+
+def _fail(error: Exception) -> int:
+    print(f"turbosparse: error: {error}", file=sys.stderr)
+    return 1

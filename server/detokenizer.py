@@ -22,7 +22,7 @@ class Detokenizer:
         include_stop: bool = False,
         skip_special_tokens: bool = True,
     ) -> None:
-        self.stopped = False
+        self.matched: str | None = None  # the stop string that ended it
         self._tokenizer = tokenizer
         self._stream = tokenizer.stream(skip_special_tokens=skip_special_tokens)
         self._skip = skip_special_tokens
@@ -30,6 +30,10 @@ class Detokenizer:
         self._stop = tuple(stop)
         self._include_stop = include_stop
         self._held: str = ""
+
+    @property
+    def stopped(self) -> bool:
+        return self.matched is not None
 
     def add(self, token_id: int) -> str:
         """The text that this token sets free."""
@@ -59,7 +63,7 @@ class Detokenizer:
         if found:
             # the one that was complete first; of two that end together, the longer
             at, stop = min(found, key=lambda match: (match[0] + len(match[1]), match[0]))
-            self.stopped, self._held = True, ""
+            self.matched, self._held = stop, ""
             return text[: at + len(stop)] if self._include_stop else text[:at]
         keep = self._length_to_hold(text)
         self._held = text[len(text) - keep :]

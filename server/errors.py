@@ -1,10 +1,14 @@
 """What a client can be told went wrong: one tree, each leaf an HTTP status and OpenAI's codes.
 
-ApiError > BadRequest (> TooLong) · NotFound (> ModelNotFound) · MethodNotAllowed
-         · PayloadTooLarge · UnsupportedMediaType · Overloaded · EngineDead · GenerationFailed
+ApiError > BadRequest (> TooLong) · Unauthorized · NotFound (> ModelNotFound) · MethodNotAllowed
+         · PayloadTooLarge · UnsupportedMediaType · HeadersTooLarge · EngineDead · TimedOut
+         · GenerationFailed · TryAgain (> Overloaded · ShuttingDown · OutOfMemory)
 """
 
 from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 
 
 class ApiError(Exception):
@@ -56,6 +60,22 @@ class TooLong(BadRequest):
         )
 
 
+class Unauthorized(ApiError):
+    """No key, or a wrong one. `scheme` is how the client may present it."""
+
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+    def __init__(self, message: str, scheme: str) -> None:
+        super().__init__(message)
+        self._scheme = scheme
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"WWW-Authenticate": f'{self._scheme} realm="turbosparse"'}
+
+
 class NotFound(ApiError):
     status = 404
     type = "invalid_request_error"
@@ -80,15 +100,44 @@ class UnsupportedMediaType(ApiError):
     type = "invalid_request_error"
 
 
-class Overloaded(ApiError):
-    """The queue is full: nothing was accepted, and trying again soon is right."""
+class HeadersTooLarge(ApiError):
+    status = 431
+    type = "invalid_request_error"
+
+
+class TryAgain(ApiError):
+    """The same request may well succeed in a moment."""
 
     status = 503
-    code = "overloaded"
 
     @property
     def headers(self) -> dict[str, str]:
         return {"Retry-After": "1"}
+
+
+class Overloaded(TryAgain):
+    """The queue is full: nothing was accepted."""
+
+    code = "overloaded"
+
+
+class ShuttingDown(TryAgain):
+    """The server finishes what it has begun and takes nothing new."""
+
+    code = "shutting_down"
+
+
+class OutOfMemory(TryAgain):
+    """The step that computed this request ran out of memory; the engine goes on."""
+
+    code = "out_of_memory"
+
+
+class TimedOut(ApiError):
+    """The request took longer than the server allows one to."""
+
+    status = 504
+    code = "timeout"
 
 
 class EngineDead(ApiError):
@@ -102,3 +151,15 @@ class GenerationFailed(ApiError):
     """The engine could not compute this one request."""
 
     code = "generation_failed"
+
+
+@contextmanager
+def renamed(fields: Mapping[str, str]) -> Generator[None]:
+    """An error inside names its field as this API's clients know it."""
+    try:
+        yield
+    except ApiError as error:
+        if error.param is not None and error.param in fields:
+            error.message = error.message.replace(error.param, fields[error.param], 1)
+            error.param = fields[error.param]
+        raise

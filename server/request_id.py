@@ -7,12 +7,14 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..engine.logs import request_id
+
 HEADER = "x-request-id"
 MAX_LENGTH = 200
 
 
 class RequestIds:
-    """Middleware that touches nothing but one response header."""
+    """Sets one response header, and what log lines about the request name."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -22,6 +24,7 @@ class RequestIds:
             await self._app(scope, receive, send)
             return
         id = Headers(scope=scope).get(HEADER, "")[:MAX_LENGTH] or uuid.uuid4().hex
+        request_id.set(id)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":

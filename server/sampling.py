@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import TypeVar
 
 from ..engine.messages import EngineInfo
 from ..engine.request import SamplingParams
 from .checkpoint import Defaults
 from .errors import BadRequest, TooLong
-from .schemas import ChatRequest, CompletionFields, CompletionRequest
+from .schemas import ChatRequest, CompletionFields, CompletionRequest, Sparsity
 
 N = TypeVar("N", int, float)
+MAX_DIGITS = 12  # of a token id
 
 
 def context_length(info: EngineInfo) -> int:
@@ -25,15 +27,24 @@ def check_prompt(prompt: list[int], info: EngineInfo, field: str) -> None:
     limit = context_length(info)
     if len(prompt) >= limit:
         raise TooLong(field, limit=limit, num_prompt=len(prompt))
-    if max(prompt) >= info.vocab_size:
+    check_ids(prompt, info, field)
+
+
+def check_ids(token_ids: list[int], info: EngineInfo, field: str) -> None:
+    """Raise for an id that is not of this vocabulary."""
+    if token_ids and max(token_ids) >= info.vocab_size:
         raise BadRequest(
-            f"{field} has token id {max(prompt)}, the vocabulary ends at {info.vocab_size - 1}",
+            f"{field} has token id {max(token_ids)}, the vocabulary ends at {info.vocab_size - 1}",
             field,
         )
 
 
 def sampling_params(
-    request: CompletionFields, num_prompt: int, info: EngineInfo, defaults: Defaults
+    request: CompletionFields,
+    num_prompt: int,
+    info: EngineInfo,
+    defaults: Defaults,
+    grammar: str | None = None,
 ) -> SamplingParams:
     """What the engine needs to know; raises BadRequest and TooLong, naming the field."""
     max_tokens = _max_tokens(request, num_prompt, info, defaults)
@@ -43,8 +54,7 @@ def sampling_params(
             f"min_tokens={min_tokens} is more than max_tokens={max_tokens}", "min_tokens"
         )
     stop_token_ids = tuple(request.stop_token_ids or ())
-    for token_id in stop_token_ids:
-        _check_id(token_id, info, "stop_token_ids")
+    check_ids([*stop_token_ids], info, "stop_token_ids")
     return SamplingParams(
         max_tokens=max_tokens,
         temperature=_or(request.temperature, defaults.temperature),
@@ -60,6 +70,11 @@ def sampling_params(
         ignore_eos=bool(request.ignore_eos),
         stop_token_ids=stop_token_ids,
         logprobs=_logprobs(request),
+        prompt_logprobs=_prompt_logprobs(request),
+        grammar=grammar,
+        threshold=threshold(request.sparsity, info),
+        report_active=request.sparsity is not None and bool(request.sparsity.report),
+        cache_salt=request.cache_salt or "",
     )
 
 
@@ -75,6 +90,10 @@ def _max_tokens(
     field, asked = "max_tokens", request.max_tokens
     if isinstance(request, ChatRequest) and request.max_completion_tokens is not None:
         field, asked = "max_completion_tokens", request.max_completion_tokens
+    if asked == 0:
+        if not is_echo_only(request):
+            raise BadRequest("max_tokens=0 is only allowed with echo: true", field)
+        asked = 1  # the engine always samples one; nobody is shown it
     if asked is None:
         return min(limit - num_prompt, defaults.max_tokens or limit)
     if num_prompt + asked > limit:
@@ -96,18 +115,48 @@ def _logprobs(request: CompletionFields) -> int | None:
             raise AssertionError(request)
 
 
+def is_echo_only(request: CompletionFields) -> bool:
+    """Nothing is to be generated: the prompt is wanted back, and what the model thinks of it."""
+    return isinstance(request, CompletionRequest) and bool(request.echo) and request.max_tokens == 0
+
+
+def _prompt_logprobs(request: CompletionFields) -> int | None:
+    """With echo, the prompt's tokens get what the answer's get."""
+    if isinstance(request, CompletionRequest) and request.echo:
+        return request.logprobs
+    return None
+
+
+def threshold(sparsity: Sparsity | None, info: EngineInfo) -> float | None:
+    """What the predictors' scores must exceed for this request, None for the model's own; raises
+    BadRequest for what this model cannot be."""
+    if sparsity is None:
+        return None
+    if sparsity.report and not info.sparse:
+        raise BadRequest("sparsity.report: this model skips nothing", "sparsity.report")
+    if sparsity.mode != "approximate":
+        if sparsity.threshold is not None:
+            field = "sparsity.threshold"
+            raise BadRequest(f"{field} is only allowed with mode: approximate", field)
+        # An exact request to a model with separate predictors: they keep every neuron.
+        return -math.inf if sparsity.mode == "exact" and not info.exact else None
+    if info.threshold is None:
+        raise BadRequest("sparsity.mode: this model has no predictor", "sparsity.mode")
+    if sparsity.threshold is None and info.exact:
+        raise BadRequest(
+            "sparsity.threshold is missing: this model's own predictor, at its own threshold of "
+            f"{info.threshold:g}, is part of the exact model",
+            "sparsity.threshold",
+        )
+    return sparsity.threshold
+
+
 def _logit_bias(request: CompletionFields, info: EngineInfo) -> tuple[tuple[int, float], ...]:
     pairs: list[tuple[int, float]] = []
     for key, bias in (request.logit_bias or {}).items():
-        if not key.isdecimal():
-            raise BadRequest(f"logit_bias has the key {key!r}, which is no token id", "logit_bias")
-        _check_id(int(key), info, "logit_bias")
+        if not key.isdecimal() or len(key) > MAX_DIGITS:
+            said = f"logit_bias has the key {key[:MAX_DIGITS]!r}, which is no token id"
+            raise BadRequest(said, "logit_bias")
+        check_ids([int(key)], info, "logit_bias")
         pairs.append((int(key), bias))
     return tuple(pairs)
-
-
-def _check_id(token_id: int, info: EngineInfo, field: str) -> None:
-    if token_id >= info.vocab_size:
-        raise BadRequest(
-            f"{field} has token id {token_id}, the vocabulary ends at {info.vocab_size - 1}", field
-        )

@@ -1,7 +1,7 @@
 """What a request may say: the fields of chat and text completions, their types and bounds.
 
-Unknown and bookkeeping fields are accepted. Fields that would change the answer and are not
-supported are in `UNSUPPORTED`, with the values that change nothing; null always means absent.
+Unknown and bookkeeping fields are accepted; `refusals` lists those that would change the answer and
+are not supported. Null always means absent.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from .errors import BadRequest
-
 INT64 = 1 << 63
 MAX_STOP = 16
 MAX_CHOICES = 128
 MAX_LOGPROBS = 20
+MAX_TOOLS = 128
 
 Count = Annotated[int, Field(ge=1)]
 TokenId = Annotated[int, Field(ge=0)]
@@ -35,21 +34,94 @@ class TextPart(Body):
     text: str
 
 
+class FunctionCall(Body):
+    name: str
+    arguments: str  # JSON text, as the model wrote it
+
+
+class ToolCall(Body):
+    """A call that the assistant made in an earlier turn."""
+
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+
+
 class ChatMessage(Body):
     """One turn; the role `developer` is OpenAI's newer word for `system`."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
 
     @property
     def text(self) -> str:
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(part.text for part in self.content)
+        if isinstance(self.content, list):
+            return "".join(part.text for part in self.content)
+        return self.content or ""
+
+
+class Function(Body):
+    """What a tool does and takes; `parameters` is a JSON schema, absent for none."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, object] | None = None
+    strict: bool | None = None
+
+
+class Tool(Body):
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(Body):
+    name: str
+
+
+class NamedTool(Body):
+    """The one tool that must be called."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
+class JsonSchema(Body):
+    name: str | None = None
+    description: str | None = None
+    schema_: Annotated[dict[str, object] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Body):
+    """OpenAI's way to say what the answer must look like."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class StructuredOutputs(Body):
+    """vLLM's way to say the same, and more: exactly one of these."""
+
+    json_: Annotated[str | dict[str, object] | None, Field(alias="json")] = None
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: Annotated[list[str], Field(min_length=1)] | None = None
+    grammar: str | None = None
+
+
+class Sparsity(Body):
+    """Which function of the model computes this request, and whether to report what it skipped."""
+
+    mode: Literal["exact", "approximate"] | None = None
+    threshold: Annotated[float, Field(ge=-1e6, le=1e6)] | None = None
+    report: bool | None = None
 
 
 class StreamOptions(Body):
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
 class CompletionFields(Body):
@@ -75,17 +147,48 @@ class CompletionFields(Body):
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: str | dict[str, object] | None = None
+    guided_regex: str | None = None
+    guided_choice: Annotated[list[str], Field(min_length=1)] | None = None
+    guided_grammar: str | None = None
+    regex: str | None = None
+    ebnf: str | None = None
+    sparsity: Sparsity | None = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=200)] | None = None
 
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
+    @property
+    def continuous_usage(self) -> bool:
+        """Usage so far in every chunk; as in vLLM only beside `include_usage`."""
+        options = self.stream_options
+        return self.include_usage and options is not None and bool(options.continuous_usage_stats)
 
-class ChatRequest(CompletionFields):
+
+Messages = Annotated[list[ChatMessage], Field(min_length=1)]
+Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS)]
+
+
+class TemplateFields(Body):
+    """How the chat template is to write a conversation."""
+
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, object] | None = None
+
+
+class ChatRequest(CompletionFields, TemplateFields):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Messages
     max_completion_tokens: Count | None = None
+    tools: Tools | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
 
@@ -98,6 +201,8 @@ class CompletionRequest(CompletionFields):
     """`POST /v1/completions`: a text, its token ids, or a list of either."""
 
     prompt: Prompt | TokenIds | Annotated[list[Prompt] | list[TokenIds], Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=0)] | None = None  # 0 with echo: the prompt alone
+    echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
 
     @property
@@ -109,71 +214,19 @@ class CompletionRequest(CompletionFields):
         return [token_ids] if token_ids else [p for p in self.prompt if not isinstance(p, int)]
 
 
-UNSUPPORTED: dict[str, tuple[object, ...]] = {
-    # chat
-    "tools": (),
-    "tool_choice": ("none",),
-    "functions": (),
-    "function_call": ("none",),
-    "response_format": ({"type": "text"},),
-    "audio": (),
-    "modalities": (["text"],),
-    "web_search_options": (),
-    "reasoning_effort": ("none",),
-    "verbosity": ("medium",),
-    "chat_template": (),
-    "chat_template_kwargs": ({},),
-    "add_generation_prompt": (True,),
-    "continue_final_message": (False,),
-    "documents": ([],),
-    # text
-    "suffix": ("",),
-    "echo": (False,),
-    "best_of": (1,),
-    "prompt_embeds": (),
-    # vLLM's and SGLang's
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "regex": (),
-    "ebnf": (),
-    "json_schema": (),
-    "bad_words": ([],),
-    "allowed_token_ids": (),
-    "prompt_logprobs": (),
-    "logits_processors": ([],),
-    "use_beam_search": (False,),
-    "length_penalty": (1, 1.0),
-    "truncate_prompt_tokens": (),
-    "return_token_ids": (False,),
-    "return_tokens_as_token_ids": (False,),
-}
-UNSUPPORTED_IN_MESSAGES = ("tool_calls", "function_call", "audio", "tool_call_id")
+class TokenizeRequest(TemplateFields):
+    """`POST /tokenize`: a text, or a conversation and its tools."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Messages | None = None
+    tools: Tools | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
 
 
-def refuse_unsupported(request: CompletionFields) -> None:
-    """Raise BadRequest for the first field that would change the answer and cannot be honoured."""
-    extra = request.model_extra or {}
-    for name, harmless in UNSUPPORTED.items():
-        value: object = extra.get(name)
-        if value is not None and not any(value == h and type(value) is type(h) for h in harmless):
-            raise BadRequest(f"{name} is not supported by this server", name)
-    options = request.stream_options
-    if options is not None:
-        if not request.stream:
-            raise BadRequest("stream_options is only allowed with stream: true", "stream_options")
-        if (options.model_extra or {}).get("continuous_usage_stats"):
-            name = "stream_options.continuous_usage_stats"
-            raise BadRequest(f"{name} is not supported by this server", name)
+class DetokenizeRequest(Body):
+    """`POST /detokenize`."""
 
-
-def refuse_unsupported_messages(messages: list[ChatMessage]) -> None:
-    """The same for what a message carries beside its text."""
-    for i, message in enumerate(messages):
-        extra = message.model_extra or {}
-        for name in UNSUPPORTED_IN_MESSAGES:
-            if extra.get(name):
-                param = f"messages[{i}].{name}"
-                raise BadRequest(f"{param} is not supported by this server", param)
+    model: str | None = None
+    tokens: list[TokenId]

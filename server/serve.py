@@ -7,22 +7,31 @@ import contextlib
 import logging
 import signal
 import socket
+import ssl
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass
 
 import uvicorn
-from sse_starlette.sse import AppStatus
+from fastapi import FastAPI
 
+from .. import __version__
+from ..engine import logs
 from ..engine.client import EngineClient
-from ..engine.messages import EngineInfo
 from ..engine.process import DEFAULT_RUNNER
-from .app import create_app
+from . import flags
+from .app import Edge, create_app
+from .banner import banner
 from .chat_template import read_chat_template
 from .checkpoint import Located, locate, locate_predictors, read_defaults
+from .draining import GOODBYE_SECONDS, Server
+from .flags import SettingsError
+from .header_limit import limited_protocol
 from .service import Service
-from .settings import Settings, SettingsError
+from .settings import Settings
+from .summary import summarize
 from .tokenizer import read_tokenizer
+from .tracer import Tracer
 
 logger = logging.getLogger(__name__)
 DEAD_SECONDS = 2.0  # how long a server without an engine stays to say so
@@ -37,102 +46,155 @@ class Prepared:
     model: Located
     predictors: str | None
     listening: socket.socket
+    tls: ssl.SSLContext | None
 
 
-def run(model: str | None, settings: Settings) -> int:
+def run(settings: Settings) -> int:
     """`turbosparse serve`: blocks until the server ends; returns the exit status.
 
     Raises SettingsError, CheckpointError and EngineStartError before the first request.
     """
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s"
-    )
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logs.configure(settings.log_level, settings.log_format)
+    logger.info("turbosparse %s, settings: %s", __version__, flags.changed(settings) or "defaults")
     prepared = Prepared(
         settings=settings,
+        tls=_tls(settings),
         listening=_bind(settings.host, settings.port),
-        model=locate(model),
+        model=locate(settings.model),
         predictors=locate_predictors(settings.predictors),
     )
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(serve(prepared))
 
 
 async def serve(prepared: Prepared, build: str = DEFAULT_RUNNER) -> int:
     """Start the engine, answer until told to stop or until the engine dies."""
-    settings, directory = prepared.settings, prepared.model.directory
-    tokenizer, template = read_tokenizer(directory), read_chat_template(directory)
-    defaults = read_defaults(directory)
-    config = settings.engine(str(directory), prepared.predictors)
-    starting = asyncio.create_task(EngineClient.start(config, build))
+    settings = prepared.settings
+    starting = asyncio.create_task(
+        start_service(settings, prepared.model, prepared.predictors, build)
+    )
     _on_signal(starting.cancel)
     try:
-        engine = await starting
+        service = await starting
     except asyncio.CancelledError:
         return 0  # told to stop while loading
+    tracing = _tracing(settings)
+    if tracing is not None:
+        service.on_ended.append(tracing.ended)
     try:
-        names = (settings.served_model_name or prepared.model.name).split(",")
-        service = Service(
-            engine,
-            tokenizer,
-            template,
-            names=[name.strip() for name in names],
-            defaults=defaults,
-            max_queued_requests=settings.max_queued_requests,
-        )
-        app = create_app(service, max_body_bytes=settings.max_body_bytes)
-        uvicorn_config = uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=settings.access_log,
-            timeout_graceful_shutdown=settings.shutdown_timeout,
-            lifespan="off",
-        )
-        host, port = prepared.listening.getsockname()[:2]
-        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        server = Server(uvicorn_config, lambda: _say(banner(service.names[0], engine.info, url)))
+        app = create_app(service, _edge(settings, tracing))
+        server = Server(_uvicorn(settings, app), service, settings.shutdown_timeout, prepared.tls)
+        url = _url(prepared)
+        server.on_started = lambda: _say(banner(service.names[0], service.engine.info, url))
         _on_signal(server.stop)
-        watching = asyncio.create_task(_stop_when_dead(engine, server))
-        try:
+        async with (
+            _beside(_watch(service.engine, server, settings.step_timeout)),
+            _beside(summarize(service.engine)),
+        ):
             await server.serve(sockets=[prepared.listening])
-        finally:
-            watching.cancel()
-        return 0 if engine.dead is None else 1
+        return 0 if service.engine.dead is None else 1
     finally:
-        await engine.close()
+        await service.engine.close()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
 
 
-class Server(uvicorn.Server):
-    """uvicorn, but signals are ours: it would raise them again at its end, and exit by them."""
-
-    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._on_started = on_started
-        # Streams end by themselves while we drain; sse-starlette would cut them at the signal.
-        AppStatus.disable_automatic_graceful_drain()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None]:
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._on_started()
-
-    def stop(self) -> None:
-        """Accept nothing new and let open answers end; the second time, end them."""
-        self.force_exit = self.should_exit
-        self.should_exit = True
+async def start_service(
+    settings: Settings, model: Located, predictors: str | None, build: str = DEFAULT_RUNNER
+) -> Service:
+    """Read what the API process needs of the checkpoint and start the engine over it."""
+    directory = model.directory
+    tokenizer, template = read_tokenizer(directory), read_chat_template(directory)
+    defaults = read_defaults(directory)
+    engine = await EngineClient.start(settings.engine(str(directory), predictors), build)
+    return Service(
+        engine,
+        tokenizer,
+        template,
+        names=settings.served_model_name or (model.name,),
+        defaults=defaults,
+        max_queued_requests=settings.max_queued_requests,
+        request_timeout=settings.request_timeout,
+    )
 
 
-async def _stop_when_dead(engine: EngineClient, server: Server) -> None:
-    reason = await engine.wait_dead()
+def _edge(settings: Settings, tracing: Tracer | None) -> Edge:
+    return Edge(
+        max_body_bytes=settings.max_body_bytes,
+        api_keys=settings.api_key,
+        cors_origins=settings.cors_origins,
+        access_log=settings.access_log,
+        tracing=None if tracing is None else tracing.middleware,
+    )
+
+
+def _uvicorn(settings: Settings, app: FastAPI) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=limited_protocol(settings.max_header_bytes),
+        ws="none",
+        log_config=None,
+        access_log=False,  # ours names the request
+        timeout_graceful_shutdown=GOODBYE_SECONDS,
+        lifespan="off",
+    )
+
+
+async def _watch(engine: EngineClient, server: Server, step_timeout: float) -> None:
+    """End the server once the engine is dead, and the engine once it is stuck."""
+    watching = asyncio.create_task(engine.watch(step_timeout)) if step_timeout else None
+    try:
+        reason = await engine.wait_dead()
+    finally:
+        if watching is not None:
+            watching.cancel()
     logger.critical("%s: the server ends", reason)
     await asyncio.sleep(DEAD_SECONDS)  # /health says 503 and open streams get their error
     server.stop()
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+@contextlib.asynccontextmanager
+async def _beside(work: Coroutine[None, None, None]) -> AsyncGenerator[None]:
+    """Runs a task for as long as the block does."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def _tracing(settings: Settings) -> Tracer | None:
+    """Traces where they are asked for; raises SettingsError where the packages are missing."""
+    if settings.otlp_traces_endpoint is None:
+        return None
+    try:
+        from .tracing import Tracing
+    except ImportError as error:
+        raise SettingsError(
+            f"--otlp-traces-endpoint needs pip install 'turbosparse[otel]': {error}"
+        ) from error
+    return Tracing(settings.otlp_traces_endpoint)
+
+
+def _tls(settings: Settings) -> ssl.SSLContext | None:
+    """From the files that the flags name; raises SettingsError before the model loads."""
+    if settings.ssl_certfile is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(
+            settings.ssl_certfile, settings.ssl_keyfile, settings.ssl_keyfile_password or ""
+        )
+        if settings.ssl_ca_certs is not None:
+            context.load_verify_locations(settings.ssl_ca_certs)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsError(f"--ssl-certfile, --ssl-keyfile or --ssl-ca-certs: {error}") from error
+    return context
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """uvloop where it is installed."""
     return uvicorn.Config("", log_config=None).get_loop_factory()
 
@@ -156,32 +218,12 @@ def _bind(host: str, port: int) -> socket.socket:
     return listening
 
 
+def _url(prepared: Prepared) -> str:
+    host, port = prepared.listening.getsockname()[:2]
+    scheme = "http" if prepared.tls is None else "https"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
 def _say(text: str) -> None:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
-
-
-def banner(name: str, info: EngineInfo, url: str) -> str:
-    """What started, once, for the operator."""
-    function = "exact" if info.exact else f"APPROXIMATE: {info.approximation}"
-    kernels = ", ".join(f"{op} {kernel}" for op, kernel in sorted(info.kernels.items()))
-    *smaller, (_, largest) = sorted(info.ffn_modes.items())
-    modes = [f"{mode} up to {num_tokens} tokens in a step" for num_tokens, mode in smaller]
-    num_tokens = info.num_pages * info.page_size
-    concurrency = num_tokens / info.max_model_len
-    synthetic = {} if info.synthetic is None else {"SYNTHETIC": info.synthetic}
-    lines = {
-        "model": f"{name} ({info.num_parameters / 1e6:,.1f} M parameters, {info.model})",
-        **synthetic,
-        "family": info.family,
-        "function": function,
-        "device": f"{info.device}, {info.dtype}",
-        "kernels": kernels,
-        "ffn modes": ", ".join([*modes, f"{largest} beyond" if modes else largest]),
-        "pages": (
-            f"{info.num_pages:,} of {info.page_size} = {num_tokens:,} tokens, "
-            f"{concurrency:.1f} requests of {info.max_model_len:,}"
-        ),
-        "url": url,
-    }
-    return "\n".join(f"{label:>10}  {text}" for label, text in lines.items())

@@ -1,43 +1,29 @@
-"""Every flag of `turbosparse serve`, once: its default, its help, its environment variable.
-
-The only place that reads the environment.
-"""
+"""Every setting of `turbosparse serve`, once: its default and its help."""
 
 from __future__ import annotations
 
-import argparse
-import os
-import types
-import typing
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass
 
 from ..engine.config import EngineConfig
+from .flags import SettingsError, flag
 
-PREFIX = "TURBOSPARSE_"
 GIB = 1 << 30
 FFN_MODES = ("token", "union", "dense")
-
-
-class SettingsError(Exception):
-    """A flag or environment variable has a value that cannot be used; the message names it."""
-
-
-def flag(
-    default: object, help: str, *, choices: tuple[str, ...] = (), low: float | None = None
-) -> typing.Any:
-    """A setting with its help text, and optionally its choices or lowest value."""
-    return field(default=default, metadata={"help": help, "choices": choices, "low": low})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """How to serve which model. Sizes are in tokens, times in seconds, unless named otherwise."""
 
+    model: str | None = flag(
+        None,
+        "a directory, or owner/name on the Hugging Face Hub; default: the bundled model",
+        positional=True,
+    )
     host: str = flag("127.0.0.1", "address to listen on")
     port: int = flag(8000, "port to listen on; 0 takes a free one", low=0)
-    served_model_name: str | None = flag(
-        None, "name of the model for clients; several, separated by commas, all mean it"
+    served_model_name: tuple[str, ...] = flag(
+        (), "name of the model for clients; several, separated by commas, all mean it"
     )
     synthetic: str | None = flag(
         None,
@@ -67,10 +53,42 @@ class Settings:
     max_queued_requests: int = flag(
         512, "requests that may wait beyond those that run; the next one gets 503", low=0
     )
+    request_timeout: float = flag(
+        600.0, "how long one request may take, queue and all; 0 is for ever", low=0
+    )
+    step_timeout: float = flag(
+        300.0, "a step that takes longer is stuck, and ends the server; 0 is never", low=0
+    )
+    shutdown_timeout: float = flag(30.0, "how long open answers may go on after SIGTERM", low=0)
+    api_key: tuple[str, ...] = flag(
+        (),
+        "keys, one of which every request must bear, but for health, ready and metrics",
+        secret=True,
+    )
+    cors_origins: tuple[str, ...] = flag(
+        (), "origins whose pages may call this server from a browser; * for any; default: none"
+    )
+    ssl_certfile: str | None = flag(None, "PEM certificate, for https")
+    ssl_keyfile: str | None = flag(None, "PEM key of the certificate")
+    ssl_keyfile_password: str | None = flag(None, "password of the key", secret=True)
+    ssl_ca_certs: str | None = flag(
+        None, "PEM certificates of authorities: clients must show one that they have signed"
+    )
     max_body_bytes: int = flag(4 << 20, "largest request body", low=1)
-    shutdown_timeout: int = flag(30, "how long open answers may go on after SIGTERM", low=0)
+    max_header_bytes: int = flag(64 << 10, "largest request line and headers together", low=256)
     log_level: str = flag("info", "how much to log", choices=("debug", "info", "warning", "error"))
-    access_log: bool = flag(False, "log every HTTP request")
+    log_format: str = flag("text", "lines for people, or JSON objects", choices=("text", "json"))
+    access_log: bool = flag(False, "log every HTTP request, but for health, ready and metrics")
+    otlp_traces_endpoint: str | None = flag(
+        None, "send OpenTelemetry traces there, over HTTP; needs turbosparse[otel]"
+    )
+
+    def __post_init__(self) -> None:
+        """Raises SettingsError for settings that need one another."""
+        if self.ssl_certfile is None:
+            for name in ("ssl_keyfile", "ssl_keyfile_password", "ssl_ca_certs"):
+                if getattr(self, name) is not None:
+                    raise SettingsError(f"--{name.replace('_', '-')} needs --ssl-certfile")
 
     def engine(self, model: str, predictors: str | None) -> EngineConfig:
         """The engine's share of the settings, for a model that is on this machine."""
@@ -87,64 +105,6 @@ class Settings:
             prefix_caching=not self.no_prefix_caching,
             ffn_mode=self.ffn_mode,
             num_threads=self.threads,
+            log_level=self.log_level,
+            log_format=self.log_format,
         )
-
-
-HINTS = typing.get_type_hints(Settings)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """One flag per setting. Unset flags stay absent, so that the environment can speak."""
-    for setting in fields(Settings):
-        name = f"--{setting.name.replace('_', '-')}"
-        help = f"{setting.metadata['help']} [{PREFIX}{setting.name.upper()}]"
-        assert setting.default is not MISSING
-        if setting.default is not None and setting.default is not False:
-            help += f" (default: {setting.default})"
-        if HINTS[setting.name] is bool:
-            parser.add_argument(name, action="store_true", default=argparse.SUPPRESS, help=help)
-        else:
-            metavar = (
-                "|".join(setting.metadata["choices"]) or setting.name.rpartition("_")[2].upper()
-            )
-            parser.add_argument(name, default=argparse.SUPPRESS, help=help, metavar=metavar)
-
-
-def read(arguments: Mapping[str, object], environment: Mapping[str, str] = os.environ) -> Settings:
-    """Flags first, then the environment, then the defaults; raises SettingsError."""
-    values: dict[str, typing.Any] = {}
-    for setting in fields(Settings):
-        variable = PREFIX + setting.name.upper()
-        if setting.name in arguments:
-            source, given = f"--{setting.name.replace('_', '-')}", arguments[setting.name]
-        elif environment.get(variable):
-            source, given = variable, environment[variable]
-        else:
-            continue
-        value = _convert(source, given, HINTS[setting.name])
-        _check(source, value, setting.metadata["choices"], setting.metadata["low"])
-        values[setting.name] = value
-    return Settings(**values)
-
-
-def _convert(source: str, given: object, hint: object) -> object:
-    if isinstance(hint, types.UnionType):
-        hint = next(t for t in typing.get_args(hint) if t is not type(None))
-    text = str(given)
-    if hint is bool:
-        if text.lower() not in ("1", "0", "true", "false"):
-            raise SettingsError(f"{source}={text!r} is neither true nor false")
-        return text.lower() in ("1", "true")
-    if hint is int or hint is float:
-        try:
-            return hint(text)
-        except ValueError:
-            raise SettingsError(f"{source}={text!r} is not a number") from None
-    return text
-
-
-def _check(source: str, value: typing.Any, choices: tuple[str, ...], low: float | None) -> None:
-    if choices and value not in choices:
-        raise SettingsError(f"{source}={value!r} is not one of {', '.join(choices)}")
-    if low is not None and value < low:
-        raise SettingsError(f"{source}={value} is less than {low:g}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import ExitStack
+from typing import Protocol
 
 from sse_starlette import EventSourceResponse
 from starlette.background import BackgroundTask
@@ -12,74 +13,80 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from .errors import ApiError
-from .generation import Generation
-from .wire import DONE, Chunks, Dialect, Logprobs, error_event, whole_answer
+from .generation import Answer, Generation, Piece
 
 PING_SECONDS = 15  # a comment, while a request waits or its prompt is computed
 
+SEND_SECONDS = 60  # for a client to take one event; one that never reads would be open for ever
 
-@dataclass(frozen=True, slots=True)
-class Form:
-    """How the client wants its answer."""
 
-    stream: bool
-    include_usage: bool
-    logprobs: bool
+class Dialect(Protocol):
+    """How one API says an answer; made for one generation."""
+
+    def opening(self) -> Iterable[bytes]:
+        """Events before the first piece."""
+        ...
+
+    def piece(self, piece: Piece) -> bytes:
+        """The events of a piece; empty where it has nothing to show yet."""
+        ...
+
+    def closing(self) -> bytes:
+        """Events after the last piece."""
+        ...
+
+    def failure(self, error: ApiError) -> bytes:
+        """The events that end a stream which cannot go on."""
+        ...
+
+    def whole(self, answers: list[Answer]) -> dict[str, object]:
+        """The answer to a request that does not stream."""
+        ...
 
 
 async def respond(
-    generation: Generation, dialect: Dialect, form: Form, request: Request
+    generation: Generation,
+    speak: Callable[[Generation], Dialect],
+    request: Request,
+    *,
+    stream: bool,
 ) -> Response:
     """The HTTP answer; the generation is closed when it ends, however it ends."""
-    if form.stream:
+    with ExitStack() as ending:
+        ending.callback(generation.close)
+        dialect = speak(generation)
+        if not stream:
+            return JSONResponse(dialect.whole(await _unless_left(request, generation.answers())))
+        ending.pop_all()
         return EventSourceResponse(
-            _events(generation, dialect, form),
+            _events(generation, dialect),
             headers={"Cache-Control": "no-cache"},
             ping=PING_SECONDS,
+            send_timeout=SEND_SECONDS,
             # A client that leaves before the first event leaves a generator that never began.
             background=BackgroundTask(generation.close),
         )
-    try:
-        return JSONResponse(await _unless_left(request, _collect(generation, dialect, form)))
-    finally:
-        generation.close()
 
 
-async def _events(generation: Generation, dialect: Dialect, form: Form) -> AsyncIterator[bytes]:
-    chunks = Chunks(generation, dialect, form.include_usage)
-    waiting: list[Logprobs] = [[] for _ in generation.choices]  # of text that is held back
+async def _events(generation: Generation, dialect: Dialect) -> AsyncIterator[bytes]:
     try:
-        if dialect.opening:
-            for choice in generation.choices:
-                yield chunks.opening(choice.index)
+        for event in dialect.opening():
+            yield event
         async for piece in generation.pieces():
-            logprobs = waiting[piece.index]
-            logprobs += piece.logprobs
-            if piece.text or piece.finish:
-                yield chunks.piece(piece, logprobs if form.logprobs else None)
-                waiting[piece.index] = []
-        if form.include_usage:
-            yield chunks.usage(generation.usage())
+            event = dialect.piece(piece)
+            if event:
+                yield event
+        ending = dialect.closing()
     except ApiError as error:
-        yield error_event(error)
+        ending = dialect.failure(error)
     finally:
         generation.close()
-    yield DONE
-
-
-async def _collect(generation: Generation, dialect: Dialect, form: Form) -> dict[str, object]:
-    texts: list[list[str]] = [[] for _ in generation.choices]
-    logprobs: list[Logprobs] = [[] for _ in generation.choices]
-    async for piece in generation.pieces():
-        texts[piece.index].append(piece.text)
-        logprobs[piece.index] += piece.logprobs
-    whole = ["".join(parts) for parts in texts]
-    return whole_answer(generation, dialect, whole, logprobs if form.logprobs else None)
+    yield ending
 
 
 async def _unless_left(
-    request: Request, answer: Coroutine[None, None, dict[str, object]]
-) -> dict[str, object]:
+    request: Request, answer: Coroutine[None, None, list[Answer]]
+) -> list[Answer]:
     """Wait for the answer, or for the client to go: then raise ClientDisconnect."""
     answering = asyncio.create_task(answer)
     leaving = asyncio.create_task(_left(request))

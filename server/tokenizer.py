@@ -29,6 +29,8 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         decoder = json.loads(backend.to_str())["decoder"]
+        added = backend.get_added_tokens_decoder()
+        self.special_ids = frozenset(i for i, token in added.items() if token.special)
         self._is_byte_level = '"ByteLevel"' in json.dumps(decoder)
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:

@@ -98,7 +98,9 @@ def _read_call(text: str, start: int, is_whole: bool) -> tuple[Call | None, int 
         return None
     head = HEAD.match(text, start)
     if head is not None:
-        name = cast("str", json.loads(head[1], strict=False))
+        name = _name(head[1])
+        if name is None:
+            return None
         end = _object_end(text, head.end())
         arguments = text[head.end() : end]
         if end is None:
@@ -107,10 +109,18 @@ def _read_call(text: str, start: int, is_whole: bool) -> tuple[Call | None, int 
     offset = len(text) - len(begins)
     try:
         value, end = DECODER.raw_decode(text, offset)
-    except ValueError:  # not whole yet, or never
+    except (ValueError, RecursionError):  # not whole yet, or never
         return None if is_whole or CLOSE in begins else (None, None)
     call = _call_of(value)
     return None if call is None else (call, _after(text, end, is_whole))
+
+
+def _name(quoted: str) -> str | None:
+    """What a JSON string says; None for one with an escape that does not exist."""
+    try:
+        return cast("str", json.loads(quoted, strict=False))
+    except ValueError:
+        return None
 
 
 def _call_of(value: object) -> Call | None:
@@ -172,9 +182,16 @@ class CallDelta:
 
 
 class ToolStream:
-    """One answer's text as it grows, divided into content and calls."""
+    """One answer's text as it grows, divided into content and calls.
 
-    def __init__(self, *, parallel: bool, new_id: Callable[[], str]) -> None:
+    Where nothing but calls can come (`calls_only`), what is no call is one that was cut short
+    before its name was known: it is not shown.
+    """
+
+    def __init__(
+        self, *, parallel: bool, new_id: Callable[[], str], calls_only: bool = False
+    ) -> None:
+        self._calls_only = calls_only
         self._max_calls = None if parallel else 1
         self._new_id = new_id
         self._text = ""
@@ -202,7 +219,8 @@ class ToolStream:
                 deltas.append(CallDelta(i, call.arguments, self._new_id(), call.name))
             elif len(call.arguments) > len(before.calls[i].arguments):
                 deltas.append(CallDelta(i, call.arguments[len(before.calls[i].arguments) :]))
-        return now.content[len(before.content) :], deltas
+        content = "" if self._calls_only else now.content[len(before.content) :]
+        return content, deltas
 
 
 def new_id(prefix: str) -> str:

@@ -11,9 +11,11 @@ FLOORS = {"models": 0, "engine": 1, "server": 2}
 MAX_LINES = 400
 # The only places where an import may stand inside a function, and why.
 LATE = {
+    "models/progress.py": "rich, only where somebody looks at a terminal",
     "server/cli.py": "the server and the tools, only for the command that needs them",
     "engine/client.py": "the engine process: keeps torch out of the API process",
     "engine/process.py": "the runner: keeps torch out of whoever only wants to start the process",
+    "server/serve.py": "OpenTelemetry, an extra, only where traces are asked for",
     "server/checkpoint.py": "huggingface_hub, only for a model that is not here",
 }
 NO_TORCH = ("config", "request", "messages", "pages", "scheduler", "metrics")

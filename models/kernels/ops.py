@@ -57,7 +57,7 @@ class Ops:
         Tensor,
     ]
     route: Callable[[Tensor, Tensor, int], Routing]
-    predict_experts: Callable[[Tensor, Tensor, Tensor, float, Routing], Tensor]
+    predict_experts: Callable[[Tensor, Tensor, Tensor, float | Tensor, Routing], Tensor]
     experts: Callable[
         [
             Tensor,

@@ -234,7 +234,7 @@ def best_of(logits: Tensor, num_chosen: int) -> Routing:
 
 
 def predict_experts(
-    residual: Tensor, fc1: Tensor, fc2: Tensor, threshold: float, routing: Routing
+    residual: Tensor, fc1: Tensor, fc2: Tensor, threshold: float | Tensor, routing: Routing
 ) -> Tensor:
     """`predict` of E experts as one long layer: [T, hidden], [E * r, hidden], [E * N, r] ->
     [T, E * N] bool. What it says of an expert to whom a token was not sent has no meaning."""
@@ -242,6 +242,7 @@ def predict_experts(
     hidden = F.linear(residual.float(), fc1.float()).relu().to(residual.dtype).float()
     per_expert = hidden.view(num_tokens, num_experts, rank).transpose(0, 1)
     scores = per_expert @ fc2.float().view(num_experts, -1, rank).transpose(1, 2)  # [E, T, N]
+    threshold = threshold[:, None] if isinstance(threshold, Tensor) else threshold
     return (scores > threshold).transpose(0, 1).flatten(1)
 
 

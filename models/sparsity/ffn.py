@@ -68,14 +68,18 @@ class SparseFFN(nn.Module):
         if predictor is not None:
             mask = predictor.select(residual, x, batch.thresholds)
         if batch.active is not None:
-            batch.active[layer] += self.active_fractions(x, mask)
+            self._measure(x, mask, batch, layer)
         return mask
 
-    def active_fractions(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """[T]: each token's share of neurons that the mask keeps, without one that are not zero."""
+    def _measure(self, x: Tensor, mask: Tensor | None, batch: ForwardBatch, layer: int) -> None:
+        """Add to each token's share of neurons, and to the share that any token of them needs."""
         if mask is None:
-            mask = reference.gated(x, self.gate_up, self.activation, self.threshold) != 0
-        return mask.float().mean(-1)
+            mask = reference.gated(x, self.gate_up, self.activation, self.threshold)
+        kept = mask != 0  # [T, N]
+        if batch.active is not None:
+            batch.active[layer] += kept.float().mean(-1)
+        if batch.union is not None:
+            batch.union[layer] += kept.any(0).float().mean()
 
 
 class DenseFFN(nn.Module):

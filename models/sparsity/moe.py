@@ -28,9 +28,10 @@ class Stacked:
 class MoE(nn.Module):
     """Mixtral's router: softmax over all experts, the best k, renormalised to one.
 
-    A token's active fraction is of the neurons of the k experts that a token chose. Once stacked,
-    the experts are computed as one FFN, some of whose neurons are closed to a token. Otherwise they
-    take turns, and `nonzero` makes the host wait for the router: such a step is no CUDA graph.
+    A token's active fraction is of the neurons of the k experts that it chose, a step's union
+    fraction of those of all experts. Once stacked, the experts are computed as one FFN, some of
+    whose neurons are closed to a token. Otherwise they take turns, and `nonzero` makes the host
+    wait for the router: such a step is no CUDA graph.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class MoE(nn.Module):
         """residual + scale * the experts' weighted results of norm(residual)."""
         x = self.ops.rms_norm(residual, norm.weight, norm.eps)
         routing = self.ops.route(x, self.router.weight, self.num_chosen)
-        if self.stacked is not None and batch.thresholds is None:
+        if self.stacked is not None:
             return self._together(x, residual, routing, self.stacked, batch, layer)
         out = self._in_turn(x, residual, norm, routing, batch, layer)
         return residual + self.residual_scale * out
@@ -81,13 +82,14 @@ class MoE(nn.Module):
         first = self.experts[0]
         assert isinstance(first, SparseFFN)
         assert isinstance(first.predictor, LowRankPredictor)
-        mask = self.ops.predict_experts(
-            residual, stacked.fc1, stacked.fc2, first.predictor.threshold, routing
-        )
+        threshold = first.predictor.threshold if batch.thresholds is None else batch.thresholds
+        mask = self.ops.predict_experts(residual, stacked.fc1, stacked.fc2, threshold, routing)
         if batch.active is not None:
             sent = (routing.weights != 0)[:, :, None]
             kept = mask.view(len(x), len(self.experts), -1).where(sent, False)
             batch.active[layer] += kept.float().mean(-1).sum(-1) / self.num_chosen
+            if batch.union is not None:
+                batch.union[layer] += kept.any(0).float().mean()
         return self.ops.experts(
             x,
             residual,
@@ -120,6 +122,8 @@ class MoE(nn.Module):
                 out.index_add_(0, token, y * routing.weights[token, i, None].to(y.dtype))
                 if batch.active is not None and part.active is not None:
                     batch.active[layer].index_add_(0, token, part.active[layer] / self.num_chosen)
+        if batch.union is not None:
+            batch.union[layer] /= len(self.experts)
         return out
 
 

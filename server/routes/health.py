@@ -1,4 +1,4 @@
-"""GET /health: whether the engine lives, and what it is."""
+"""GET /health: whether the engine lives, and what it is. GET /ready: whether to send requests."""
 
 from __future__ import annotations
 
@@ -7,14 +7,26 @@ from dataclasses import asdict
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
-from ..dependencies import ServiceDependency
+from ..dependencies import ReadinessDependency, ServiceDependency
 
 router = APIRouter()
+UNAVAILABLE: dict[int | str, dict[str, object]] = {503: {"description": "with the reason"}}
 
 
-@router.get("/health")
+@router.get("/health", responses=UNAVAILABLE)
 async def health(service: ServiceDependency) -> JSONResponse:
     """200 with what runs, or 503 with why nothing does."""
     if service.engine.dead is not None:
         return JSONResponse({"status": "dead", "reason": service.engine.dead}, 503)
     return JSONResponse({"status": "ok", "engine": asdict(service.engine.info)})
+
+
+@router.get("/ready", responses=UNAVAILABLE)
+async def ready(service: ServiceDependency, readiness: ReadinessDependency) -> JSONResponse:
+    """200 once a token can be made; 503 with why none can, or while the server shuts down."""
+    if service.draining:
+        return JSONResponse({"status": "draining", "reason": "the server is shutting down"}, 503)
+    problem = await readiness.problem()
+    if problem is not None:
+        return JSONResponse({"status": "not ready", "reason": problem}, 503)
+    return JSONResponse({"status": "ready"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from ..dependencies import ServiceDependency
+from ..openapi import refusing
 from ..service import Service
 
 router = APIRouter(prefix="/v1")
@@ -16,7 +17,7 @@ async def list_models(service: ServiceDependency) -> dict[str, object]:
     return {"object": "list", "data": [_card(service, name) for name in service.names]}
 
 
-@router.get("/models/{model:path}")
+@router.get("/models/{model:path}", responses=refusing(404))
 async def retrieve_model(model: str, service: ServiceDependency) -> dict[str, object]:
     """One of them."""
     return _card(service, service.check_model(model))

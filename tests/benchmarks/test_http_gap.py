@@ -4,7 +4,8 @@ import sys
 
 import http_gap
 import pytest
-from serve import Load
+
+from turbosparse.server.commands.bench import Load
 
 
 def test_the_prompt_is_not_in_the_speed():

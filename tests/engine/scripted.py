@@ -83,6 +83,9 @@ class ScriptedRunner:
     def is_fatal(self, error: Exception) -> bool:
         return isinstance(error, SystemError)
 
+    def is_out_of_memory(self, error: Exception) -> bool:
+        return isinstance(error, MemoryError)
+
 
 def make_core(
     *,

@@ -10,13 +10,15 @@ from turbosparse.engine.messages import EngineInfo
 
 
 class SlowRunner(ScriptedRunner):
-    """Steps take 2 ms; a token 13 in the prompt raises, 66 kills the process."""
+    """Steps take 2 ms; a token 13 in the prompt raises, 44 hangs, 66 kills the process."""
 
     def launch(self, schedule):
         time.sleep(0.002)
         tokens = {t for item in schedule.items for t in item.request.token_ids[:3]}
         if 66 in tokens:
             os._exit(7)
+        if 44 in tokens:
+            time.sleep(60)
         if 13 in tokens:
             raise ValueError("thirteen")
         return super().launch(schedule)

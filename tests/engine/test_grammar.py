@@ -4,13 +4,16 @@ import json
 import pathlib
 import re
 
+import numpy as np
 import pytest
+import torch
 from llguidance import LLMatcher, LLTokenizer
 from scripted import run, submit
 from test_runner import BOTH, make
 
 from turbosparse.engine.core import EngineCore
 from turbosparse.engine.grammar import Constraint, Grammars
+from turbosparse.engine.masks import unpacked
 from turbosparse.engine.messages import StepOutput
 
 TINY = pathlib.Path(__file__).parents[2] / "models" / "tiny"
@@ -143,3 +146,9 @@ def test_the_same_grammar_is_compiled_once(engine):
 def advance(constraint: Constraint, text: str) -> None:
     for token in TOKENIZER.tokenize_str(text):
         constraint.advance(token)
+
+
+def test_a_device_unpacks_masks_as_the_host_does():
+    words = torch.randint(-(2**31), 2**31, (3, 5), dtype=torch.int64).int()
+    bits = np.unpackbits(words.numpy().view(np.uint8), axis=1, bitorder="little")[:, :150]
+    assert torch.equal(unpacked(words, 150), torch.from_numpy(bits).bool())

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import uvloop
 from scripted import expected
 
 from turbosparse.engine.client import EngineClient
@@ -90,6 +91,21 @@ async def test_a_long_prompt_does_not_block_the_loop():
         assert len(await collect(stream)) == 1
 
 
+def test_a_burst_that_fills_the_pipe_arrives_whatever_the_loop():
+    """uvloop makes what it watches non-blocking: the sender died of a full pipe, in silence."""
+
+    async def burst() -> None:
+        async with engine() as client:
+            prompts = [[100 + i, *range(100, 900)] for i in range(300)]  # half a megabyte
+            streams = [client.submit(f"r{i}", p, params(2)) for i, p in enumerate(prompts)]
+            for prompt, stream in zip(prompts, streams, strict=True):
+                assert [o.token_id for o in await collect(stream)] == expected(prompt, 2)
+
+    for factory in (asyncio.new_event_loop, uvloop.new_event_loop):
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(burst())
+
+
 async def test_a_start_that_fails_says_why():
     with pytest.raises(EngineStartError, match="ValueError: m is no model"):
         async with engine("refuse"):
@@ -119,6 +135,40 @@ async def test_a_killed_engine_is_noticed_even_when_idle():
     async with engine() as client:
         os.kill(client._process.pid, signal.SIGKILL)
         assert "exit code -9" in await asyncio.wait_for(client.wait_dead(), 20)
+
+
+async def test_a_stuck_step_is_noticed_and_says_where_it_is(capfd):
+    async with engine() as client:
+        watching = asyncio.create_task(client.watch(0.5))
+        stream = client.submit("a", [44], params())
+        reason = await asyncio.wait_for(client.wait_dead(), 20)
+        assert reason == "a step has taken more than 0.5 s"
+        with pytest.raises(EngineDeadError, match="a step has taken"):
+            await take_for_ever(stream)
+        await watching
+    assert "scripted_process.py" in capfd.readouterr().err, "the stack of the step"
+
+
+async def test_a_slow_or_idle_engine_is_not_stuck():
+    async with engine() as client:
+        watching = asyncio.create_task(client.watch(0.4))
+        assert len(await collect(client.submit("a", [1], params(300)))) == 300  # 2 ms each
+        await asyncio.sleep(0.6)
+        assert len(await collect(client.submit("b", [1], params(5)))) == 5
+        assert client.dead is None
+        watching.cancel()
+
+
+async def test_times_of_a_request_are_reported_when_it_ends():
+    async with engine() as client:
+        seen = []
+        client.on_step.append(seen.append)
+        await collect(client.submit("a", [1], params(10)))
+        [times] = [t for stats in seen for t in stats.ended]
+        assert times.num_output_tokens == 10
+        assert 0 <= times.queued < 1
+        assert times.prefill >= 0.002
+        assert times.decode >= 9 * 0.002
 
 
 async def test_the_engine_ignores_the_signals_of_its_group():

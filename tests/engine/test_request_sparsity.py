@@ -81,7 +81,8 @@ def test_the_share_is_that_of_the_whole_request(turbosparse):
     steps = [core.step() for _ in range(5)]
     weights = [len(PROMPT), 1, 1, 1, 1]
     mean = sum(
-        step.stats.active_fraction * weight for step, weight in zip(steps, weights, strict=True)
+        step.stats.activity.active_fraction * weight
+        for step, weight in zip(steps, weights, strict=True)
     ) / sum(weights)
     assert steps[-1].outputs[0].active_fraction == pytest.approx(mean)
 

@@ -170,10 +170,28 @@ def test_rows_and_pages_come_back(directory):
 def test_the_active_fraction_is_measured_now_and_then(directory):
     core = make(directory)
     core.add(greedy("a", PROMPT, 40))
-    fractions = [core.step().stats.active_fraction for _ in range(40)]
-    measured = [f for f in fractions if f is not None]
+    found = [core.step().stats.activity for _ in range(40)]
+    measured = [activity for activity in found if activity is not None]
     assert 1 <= len(measured) <= 4
-    assert all(0.01 < f < 0.7 for f in measured)
+    for activity in measured:
+        assert 0.01 < activity.active_fraction < 0.7
+        # one token is its own union; of a mixture's experts it visits only some
+        config = core.runner.decoder.config
+        visited = config.experts_per_token / config.num_experts if config.num_experts else 1.0
+        assert activity.union_fraction == pytest.approx(activity.active_fraction * visited)
+
+
+def test_a_step_that_runs_out_of_memory_fails_its_requests_and_the_next_one_works(directory):
+    core = make(directory)
+    core.add(greedy("a", PROMPT, 3))
+    hidden = core.runner.decoder.hidden
+    core.runner.decoder.hidden = lambda *_: torch.empty(1 << 60)  # what torch really raises
+    [output] = core.step().outputs
+    assert output.finish == "error"
+    assert output.out_of_memory
+    core.runner.decoder.hidden = hidden
+    core.add(greedy("b", PROMPT, 3))
+    assert len(run(core).tokens["b"]) == 3
 
 
 def test_what_cannot_be_started_says_why(directory):

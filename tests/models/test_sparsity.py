@@ -1,5 +1,7 @@
 """Predictors, modes and the policy between them: what is skipped, and who decides how."""
 
+from dataclasses import replace
+
 import published
 import pytest
 import torch
@@ -7,7 +9,7 @@ from whole import logits_of
 
 from turbosparse.models.batch import FfnMode
 from turbosparse.models.load import LoadedModel, load
-from turbosparse.models.sequence import observe
+from turbosparse.models.sequence import observe, sequence_batch
 from turbosparse.models.sparsity.policy import FfnPolicy
 from turbosparse.models.sparsity.predictor import OraclePredictor, recall
 
@@ -112,6 +114,59 @@ def test_the_active_fraction_of_experts_is_of_those_that_a_token_chose(tmp_path)
         masks = torch.stack([e.predictor.select(residual, x) for e in moe.experts], 1)
         picked = masks[torch.arange(len(IDS))[:, None], chosen]
         torch.testing.assert_close(active, picked.float().mean())
+
+
+@pytest.mark.parametrize("stacked", [False, True], ids=["in turn", "together"])
+def test_experts_honour_each_tokens_threshold(tmp_path, stacked):
+    """Tokens of one batch, each as in a batch where all have its threshold."""
+    model = read(tmp_path, "turbosparse-mixtral")
+    moe, thresholds = model.decoder.layers[0].ffn, torch.tensor([-torch.inf, 0.0, 0.3])
+    if stacked:
+        moe.stack()
+    norm = model.decoder.layers[0].ffn_norm
+    residual = torch.randn(9, 48, generator=torch.Generator().manual_seed(2))
+    batch = sequence_batch(torch.arange(9))
+
+    def run(each: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        asked = replace(batch, active=torch.zeros(3, 9), thresholds=each)
+        return moe(residual, norm, asked, 0), asked.active[0]
+
+    mixed, active = run(thresholds.repeat(3))
+    for i, threshold in enumerate(thresholds):
+        want, its_active = run(threshold.expand(9).contiguous())
+        torch.testing.assert_close(mixed[i::3], want[i::3])
+        torch.testing.assert_close(active[i::3], its_active[i::3])
+    assert (active[::3] == 1).all(), "minus infinity keeps all"
+    assert active[1::3].mean() > active[2::3].mean() > 0
+
+
+def test_the_union_fraction_counts_a_neuron_once_however_many_tokens_need_it(tmp_path):
+    for name in ("turbosparse-mistral", "bamboo"):
+        model = read(tmp_path / name, name)
+        seen = observe(model.decoder, torch.tensor(IDS))
+        for layer, (x, residual), union in zip(
+            model.decoder.layers, seen.ffn_inputs, seen.union, strict=True
+        ):
+            mask = (layer.ffn.predictor or oracle_of(layer.ffn)).select(residual, x)
+            torch.testing.assert_close(union, (mask != 0).any(0).float().mean())
+
+
+@pytest.mark.parametrize("stacked", [False, True], ids=["in turn", "together"])
+def test_the_union_fraction_of_experts_is_of_all_experts(tmp_path, stacked):
+    model = read(tmp_path, "turbosparse-mixtral")
+    if stacked:
+        for layer in model.decoder.layers:
+            layer.ffn.stack()
+    seen = observe(model.decoder, torch.tensor(IDS))
+    for layer, (x, residual), union in zip(
+        model.decoder.layers, seen.ffn_inputs, seen.union, strict=True
+    ):
+        chosen = (x @ layer.ffn.router.weight.T).topk(2).indices  # [T, 2]
+        used = [
+            (e.predictor.select(residual, x) & (chosen == i).any(1, keepdim=True)).any(0)
+            for i, e in enumerate(layer.ffn.experts)
+        ]
+        torch.testing.assert_close(union, torch.stack(used).float().mean())
 
 
 # The policy: measured numbers in, a mode for each padded token count out.

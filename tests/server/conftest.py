@@ -14,10 +14,12 @@ import uvicorn
 
 from turbosparse.engine.client import EngineClient
 from turbosparse.engine.config import EngineConfig
-from turbosparse.server.app import create_app
+from turbosparse.server.app import Edge, create_app
 from turbosparse.server.chat_template import read_chat_template
 from turbosparse.server.checkpoint import read_defaults
-from turbosparse.server.serve import Server
+from turbosparse.server.draining import Server
+from turbosparse.server.header_limit import limited_protocol
+from turbosparse.server.serve import loop_factory
 from turbosparse.server.service import Service
 from turbosparse.server.tokenizer import read_tokenizer
 
@@ -35,34 +37,48 @@ def write_checkpoint(directory: Path, **generation_config: object) -> Path:
 class Running:
     """A server in a thread of its own, seen from outside by its URL, from inside by its service."""
 
-    def __init__(self, directory: Path, limits: dict[str, int]) -> None:
+    def __init__(self, directory: Path, limits: dict[str, float], edge: Edge | None) -> None:
         self._directory = directory
         self._limits = limits
+        self._edge = edge
         self._started = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         assert self._started.wait(30)
         self.client = httpx.Client(base_url=self.url, timeout=30)
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.run(self._serve())
 
     async def _serve(self) -> None:
         limits = {"max_num_seqs": 40, "max_queued_requests": 100, "max_body_bytes": 100_000}
         limits |= self._limits
         config = EngineConfig(
-            model="echo", max_num_seqs=limits["max_num_seqs"], num_pages=limits.get("num_pages")
+            model=str(self._directory),
+            max_num_seqs=limits["max_num_seqs"],
+            num_pages=limits.get("num_pages"),
         )
         engine = await EngineClient.start(config, "echo_engine:build")
         self.service = Service(
             engine,
             read_tokenizer(self._directory),
             read_chat_template(self._directory),
-            names=["echo", "alias"],
+            names=["echo", "alias", "turbosparse-tiny"],
             defaults=read_defaults(self._directory),
             max_queued_requests=limits["max_queued_requests"],
+            request_timeout=limits.get("request_timeout", 0),
         )
-        app = create_app(self.service, max_body_bytes=limits["max_body_bytes"])
-        settings = uvicorn.Config(app, port=0, log_config=None, lifespan="off")
-        self._server = Server(settings, self._started.set)
+        edge = Edge(max_body_bytes=limits["max_body_bytes"])
+        app = create_app(self.service, self._edge or edge)
+        protocol = limited_protocol(limits.get("max_header_bytes", 8000))
+        settings = uvicorn.Config(app, port=0, http=protocol, log_config=None, lifespan="off")
+        self._server = Server(settings, self.service, limits.get("shutdown_timeout", 5))
+        self._server.on_started = self._started.set
+        self._loop = asyncio.get_running_loop()
+        watching = asyncio.create_task(engine.watch(limits.get("step_timeout", 30)))
         await self._server.serve()
+        watching.cancel()
         await engine.close()
 
     @property
@@ -98,6 +114,10 @@ class Running:
             end.wait(0.05)
         raise AssertionError(self.service.engine.stats)
 
+    def drain(self) -> None:
+        """What SIGTERM does."""
+        self._loop.call_soon_threadsafe(self._server.stop)
+
     def stop(self) -> None:
         self.client.close()
         self._server.should_exit = True
@@ -106,8 +126,8 @@ class Running:
 
 
 @contextmanager
-def running(directory: Path, **limits: int) -> Iterator[Running]:
-    server = Running(directory, limits)
+def running(directory: Path, edge: Edge | None = None, **limits: float) -> Iterator[Running]:
+    server = Running(directory, limits, edge)
     try:
         yield server
     finally:

@@ -1,24 +1,28 @@
 """An engine that says what it is told: the text after "say:" in the prompt, one byte a token.
 
 Words before "say:" change how: "slowly" takes 20 ms a step, "endless" repeats the text for ever,
-"fail" makes the step raise, "die" ends the process.
+"fail" makes the step raise, "hungry" run out of memory, "stuck" hang, "die" ends the process. Where
+a grammar does not allow what it would say, it says the first token that is allowed and goes on.
 """
 
 import os
 import time
 
+import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from turbosparse.engine.config import EngineConfig
 from turbosparse.engine.core import EngineCore  # noqa: F401  (what this runner is written for)
-from turbosparse.engine.messages import EngineInfo, TokenLogprobs
+from turbosparse.engine.masks import masks
+from turbosparse.engine.messages import Activity, EngineInfo, TokenLogprobs
 from turbosparse.engine.request import Request
 from turbosparse.engine.scheduler import Sampled, Schedule
 
 SPECIAL = ["<|im_end|>", "<|im_start|>", "<s>"]
-CONTEXT = 600
+CONTEXT = 2000
 VOCAB = 300  # larger than the tokenizer's
 CHAT_TEMPLATE = (
+    "{% if mood %}mood: {{ mood }}\n{% endif %}"
     "{% for message in messages %}{% if message.role == 'bad' %}{{ raise_exception('bad role') }}"
     "{% endif %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -47,21 +51,39 @@ def ids(text: str) -> list[int]:
     return TOKENIZER.encode(text, add_special_tokens=False).ids
 
 
+Launched = tuple[Schedule, list[tuple[Request, range]]]
+
+
 class EchoRunner:
-    def launch(self, schedule: Schedule) -> list[Request]:
+    def launch(self, schedule: Schedule) -> Launched:
         prompts = [TOKENIZER.decode(item.request.token_ids) for item in schedule.items]
         if any("slowly" in p for p in prompts):
             time.sleep(0.02)
+        if any("stuck" in p for p in prompts):
+            time.sleep(60)
         if any("fail" in p for p in prompts):
             raise ValueError("it was told to fail")
+        if any("hungry" in p for p in prompts):
+            raise MemoryError("it was told to take too much")
         if any("die" in p for p in prompts):
             os._exit(3)
-        return [item.request for item in schedule.items if item.samples]
+        return schedule, [
+            (item.request, item.request.unscored(item.start, item.end)) for item in schedule.items
+        ]
 
-    def settle(self, launched: list[Request]) -> Sampled:
+    def settle(self, launched: Launched) -> Sampled:
+        schedule, unscored = launched
         return Sampled(
-            [(r, *self.sample(r)) for r in launched], ffn_mode="token", active_fraction=0.1
+            [(i.request, *self.sample(i.request)) for i in schedule.items if i.samples],
+            scored=[(r, [self.score(r, p) for p in places]) for r, places in unscored if places],
+            ffn_mode="token",
+            activity=Activity([0.05, 0.15], [0.2, 0.4]),
+            active=[0.1 * item.num_tokens for item in schedule.items],
         )
+
+    def score(self, request: Request, place: int) -> TokenLogprobs:
+        """Of the token after a place: a number that says which place it was."""
+        return TokenLogprobs(-float(place + 1), [(0, -0.25)][: request.sampling.prompt_logprobs])
 
     def sample(self, request: Request) -> tuple[int, TokenLogprobs | None]:
         prompt = TOKENIZER.decode(
@@ -73,15 +95,25 @@ class EchoRunner:
         if "endless" in before:
             at %= len(said)
         token = said[at] if at < len(said) else EOS
+        if request.constraint is not None:
+            token = self.allowed(request, token)
         wanted = request.sampling.logprobs
         top = [(token, -0.5), (0, -1.5), (1, float("-inf"))][:wanted]
         return token, None if wanted is None else TokenLogprobs(-0.5, top)
+
+    def allowed(self, request: Request, token: int) -> int:
+        [words] = masks([request.constraint], VOCAB)
+        bits = np.unpackbits(words.view(np.uint8), bitorder="little")
+        return token if bits[token] else int(bits.argmax())
 
     def release(self, request: Request) -> None:
         pass
 
     def is_fatal(self, error: Exception) -> bool:
         return False
+
+    def is_out_of_memory(self, error: Exception) -> bool:
+        return isinstance(error, MemoryError)
 
 
 def build(config: EngineConfig) -> tuple[EchoRunner, EngineInfo]:
@@ -100,6 +132,8 @@ def build(config: EngineConfig) -> tuple[EchoRunner, EngineInfo]:
         num_pages=config.num_pages or 1000,
         max_num_seqs=config.max_num_seqs,
         eos_token_ids=[EOS],
+        sparse=True,
+        threshold=0.0,
         ffn_modes={8: "token", 64: "dense"},
     )
     return EchoRunner(), info

@@ -5,7 +5,7 @@ from dataclasses import replace
 from echo_engine import build
 
 from turbosparse.engine.config import EngineConfig
-from turbosparse.server.serve import banner
+from turbosparse.server.banner import banner
 
 _, INFO = build(EngineConfig(model="echo"))
 

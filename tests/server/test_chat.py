@@ -67,6 +67,17 @@ def test_usage_comes_last_and_only_when_asked(server):
     assert stream(server, "say:abc", stream_options={"include_usage": False})[-1]["choices"]
 
 
+def test_usage_so_far_in_every_chunk_for_load_generators(server):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = stream(server, "slowly say:abc", stream_options=options)
+    so_far = [c["usage"]["completion_tokens"] for c in chunks]
+    assert so_far == sorted(so_far)
+    assert (so_far[0], so_far[-1]) == (0, 4)
+    assert len(set(so_far)) > 2, "it grows"
+    alone = stream(server, "say:abc", stream_options={"continuous_usage_stats": True})
+    assert all("usage" not in c for c in alone), "as vLLM: only beside include_usage"
+
+
 def test_a_prompt_seen_before_is_reported_as_cached(server):
     text = "remember this: " + "0123456789" * 10 + " say:x"
     server.chat(text)

@@ -73,7 +73,66 @@ def test_the_official_client(server):
         answer = client.completions.create(model="echo", prompt="say:xyz", max_tokens=2)
         assert answer.choices[0].text == "xy"
         assert answer.choices[0].finish_reason == "length"
-        assert [m.id for m in client.models.list()] == ["echo", "alias"]
+        assert [m.id for m in client.models.list()] == ["echo", "alias", "turbosparse-tiny"]
         assert client.models.retrieve("echo").id == "echo"
         with pytest.raises(openai.NotFoundError):
             client.models.retrieve("other")
+
+
+# The prompt's own tokens: what an evaluation reads.
+
+
+def test_echo_puts_the_prompt_before_the_answer(server):
+    assert complete(server, "say:abc", echo=True)["choices"][0]["text"] == "say:abcabc"
+    answer = complete(server, [ids("say:a"), ids("say:b")], echo=True, n=2)
+    assert [c["text"] for c in answer["choices"]] == ["say:aa", "say:aa", "say:bb", "say:bb"]
+
+
+def test_echo_alone_generates_nothing(server):
+    answer = complete(server, "say:abc", echo=True, max_tokens=0)
+    assert answer["choices"][0]["text"] == "say:abc"
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert answer["usage"]["completion_tokens"] == 0
+
+
+def test_the_prompts_tokens_are_scored_with_echo(server):
+    """Place by place; the first follows nothing. The engine's score says where it was."""
+    prompt = ids("say:né")
+    found = complete(server, prompt, echo=True, logprobs=1, max_tokens=1)["choices"][0]["logprobs"]
+    assert found["token_logprobs"] == [None, -1.0, -2.0, -3.0, -4.0, -5.0, -6.0, -0.5]
+    assert found["tokens"][:5] == ["s", "a", "y", ":", "n"]
+    assert found["text_offset"][:5] == [0, 1, 2, 3, 4]
+    assert found["top_logprobs"][0] is None
+    first = server.service.tokenizer.token_bytes(0).decode()
+    assert found["top_logprobs"][1] == {"a": -1.0, first: -0.25}, "the likeliest, and its own"
+    alone = complete(server, prompt, echo=True, logprobs=1, max_tokens=0)["choices"][0]["logprobs"]
+    assert alone["token_logprobs"] == found["token_logprobs"][:-1]
+
+
+def test_every_prompt_of_a_list_is_scored(server):
+    """Longer than a step's budget, so that scores come in parts; and a prefix that is cached."""
+    texts = ["say:" + "x" * 700, "say:" + "x" * 600, "say:y"]
+    answer = complete(server, [ids(t) for t in texts], echo=True, logprobs=0, max_tokens=1)
+    for choice, text in zip(answer["choices"], texts, strict=True):
+        scores = choice["logprobs"]["token_logprobs"]
+        assert scores == [None, *(-float(i) for i in range(1, len(text))), -0.5]
+
+
+def test_echo_streamed(server):
+    body = {"prompt": "say:ab", "echo": True, "logprobs": 0, "stream": True}
+    *chunks, _ = events(server.client.post("/v1/completions", json=body))
+    choices = [json.loads(c)["choices"][0] for c in chunks]
+    assert choices[0]["text"].startswith("say:ab")
+    assert "".join(c["text"] for c in choices) == "say:abab"
+    scores = [s for c in choices for s in c["logprobs"]["token_logprobs"]]
+    assert scores == [None, -1.0, -2.0, -3.0, -4.0, -5.0, -6.0, -0.5, -0.5]
+    offsets = [o for c in choices for o in c["logprobs"]["text_offset"]]
+    assert offsets == [0, 0, 1, 2, 3, 4, 5, 6, 7], "the opening token has no text"
+
+
+def test_sparsity_is_reported_to_who_asks(server):
+    usage = complete(server, "say:abc", sparsity={"report": True})["usage"]
+    assert usage["active_fraction"] == pytest.approx(0.1)
+    assert "active_fraction" not in complete(server, "say:abc", sparsity={"mode": "exact"})["usage"]
+    fields = {"sparsity": {"mode": "approximate", "threshold": 0.5}}
+    assert complete(server, "say:abc", **fields)["choices"][0]["text"] == "abc"

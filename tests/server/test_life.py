@@ -150,7 +150,8 @@ def test_counters_equal_what_clients_were_told(checkpoint):
         )
         assert 'request_success_total{finished_reason="stop",model_name="echo"} 7.0' in text
         assert value(text, "num_requests_running") == 0
-        assert value(text, "ffn_active_fraction") == 0.1
+        assert value(text, "ffn_active_fraction") == pytest.approx(0.1)
+        assert value(text, "ffn_union_fraction") == pytest.approx(0.3)
         assert value(text, "time_to_first_token_seconds_count") == 7
         assert value(text, "e2e_request_latency_seconds_count") == 4
 
@@ -164,6 +165,6 @@ def test_health_says_what_runs(server):
 
 def test_models_say_whether_they_are_exact(server):
     cards = server.client.get("/v1/models").json()["data"]
-    assert [c["id"] for c in cards] == ["echo", "alias"]
+    assert [c["id"] for c in cards] == ["echo", "alias", "turbosparse-tiny"]
     assert cards[0]["exact"] is True
-    assert cards[0]["max_model_len"] == 600
+    assert cards[0]["max_model_len"] == 2000

@@ -7,6 +7,17 @@ USER = [{"role": "user", "content": "say:x"}]
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 
 
+def called(arguments: str) -> dict:
+    return {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+
+
+def tool(name: str, **function: object) -> dict:
+    return {"type": "function", "function": {"name": name, **function}}
+
+
+CALL = called("{}")
+
+
 def refused(response: httpx.Response, status: int, param: str | None) -> dict:
     assert response.status_code == status, response.text
     error = response.json()["error"]
@@ -36,7 +47,71 @@ def _goes_on(server):
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
             "messages[0].content[0].type",
         ),
-        ({"messages": [{**USER[0], "tool_calls": [{}]}]}, "messages[0].tool_calls"),
+        ({"messages": [{**USER[0], "tool_calls": [CALL]}]}, "messages[0].tool_calls"),
+        ({"messages": [{**USER[0], "tool_calls": [{}]}]}, "messages[0].tool_calls[0].id"),
+        ({"messages": [{**USER[0], "function_call": {}}]}, "messages[0].function_call"),
+        ({"messages": [{"role": "tool", "tool_call_id": "c"}]}, "messages[0].content"),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [called("[]")]}]},
+            "messages[0].tool_calls[0].function.arguments",
+        ),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [called("{")]}]},
+            "messages[0].tool_calls[0].function.arguments",
+        ),
+        ({"tools": []}, "tools"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tools": [tool("a b")]}, "tools[0].function.name"),
+        ({"tools": [tool("f"), tool("f")]}, "tools[1].function.name"),
+        ({"tools": [tool("f", parameters=7)]}, "tools[0].function.parameters"),
+        ({"tools": [tool("f", parameters={"type": "x"})], "tool_choice": "required"}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": "auto"}, "tool_choice"),
+        ({"tools": [tool("f")], "tool_choice": "sometimes"}, "tool_choice"),
+        ({"tools": [tool("f")], "tool_choice": {"type": "function"}}, "tool_choice.function"),
+        (
+            {
+                "tools": [tool("f")],
+                "tool_choice": {"type": "function", "function": {"name": "g"}},
+            },
+            "tool_choice",
+        ),
+        (
+            {"tools": [tool("f")], "tool_choice": "required", "guided_regex": "a"},
+            "guided_regex",
+        ),
+        ({"tools": [tool("f")], "regex": "a"}, "regex"),
+        ({"tools": [tool("f")], "tool_choice": "required", "min_tokens": 3}, "min_tokens"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "x"}}}},
+            "response_format.json_schema.schema",
+        ),
+        ({"structured_outputs": {}}, "structured_outputs"),
+        ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs.structural_tag"),
+        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs.choice"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
+        ({"guided_json": "{"}, "guided_json"),
+        ({"guided_json": {"not": {}}}, "guided_json"),
+        ({"guided_regex": "[a-"}, "guided_regex"),
+        ({"guided_regex": "(" * 5000 + ")" * 5000}, "guided_regex"),
+        ({"guided_choice": ["a"], "guided_regex": "a"}, "guided_choice"),
+        ({"guided_grammar": "root ::= nothing"}, "guided_grammar"),
+        ({"ebnf": "start: nothing"}, "ebnf"),
+        ({"regex": "a", "ignore_eos": True}, "ignore_eos"),
+        ({"regex": "a", "min_tokens": 1}, "min_tokens"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages"),
+        ({"continue_final_message": True}, "messages"),
+        (
+            {"continue_final_message": True, "add_generation_prompt": True},
+            "continue_final_message",
+        ),
+        ({"sparsity": {"mode": "fast"}}, "sparsity.mode"),
+        ({"sparsity": {"threshold": 0.5}}, "sparsity.threshold"),
+        ({"sparsity": {"mode": "exact", "threshold": 0.5}}, "sparsity.threshold"),
+        ({"sparsity": {"mode": "approximate"}}, "sparsity.threshold"),
+        ({"cache_salt": ""}, "cache_salt"),
         ({"max_tokens": -1}, "max_tokens"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": "9"}, "max_tokens"),
@@ -61,16 +136,14 @@ def _goes_on(server):
         ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
         ({"logit_bias": {"300": 1}}, "logit_bias"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"9" * 5000: 1}}, "logit_bias"),
+        ({"sparsity": {"mode": "approximate", "threshold": 1e300}}, "sparsity.threshold"),
         ({"min_tokens": 9, "max_tokens": 3}, "min_tokens"),
         ({"logprobs": 3}, "logprobs"),
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"stream": "yes"}, "stream"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
-        (
-            {"stream": True, "stream_options": {"continuous_usage_stats": True}},
-            "stream_options.continuous_usage_stats",
-        ),
     ],
 )
 def test_bad_fields_of_a_chat(server, fields, param):
@@ -82,18 +155,14 @@ def test_bad_fields_of_a_chat(server, fields, param):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("tools", [{"type": "function", "function": {"name": "f"}}]),
-        ("tool_choice", "required"),
         ("functions", [{}]),
-        ("response_format", {"type": "json_object"}),
-        ("structured_outputs", {"regex": "a"}),
-        ("guided_json", {}),
+        ("json_schema", "{}"),
+        ("guided_whitespace_pattern", " *"),
+        ("echo", True),
         ("reasoning_effort", "high"),
         ("audio", {}),
         ("modalities", ["text", "audio"]),
         ("chat_template", "x"),
-        ("continue_final_message", True),
-        ("add_generation_prompt", False),
         ("use_beam_search", True),
         ("bad_words", ["x"]),
         ("prompt_logprobs", 1),
@@ -112,11 +181,13 @@ def test_fields_that_would_change_the_answer_are_refused_by_name(server, name, v
         ({"prompt": None}, "prompt"),
         ({"prompt": [300]}, "prompt"),
         ({"prompt": [-1]}, "prompt[0]"),
-        ({"prompt": "x", "echo": True}, "echo"),
+        ({"prompt": "x", "max_tokens": 0}, "max_tokens"),
+        ({"prompt": "x", "echo": "yes"}, "echo"),
+        ({"prompt": "x", "tools": [{}]}, "tools"),
         ({"prompt": "x", "suffix": "y"}, "suffix"),
         ({"prompt": "x", "best_of": 3}, "best_of"),
         ({"prompt": "x", "logprobs": 21}, "logprobs"),
-        ({"prompt": ["x", "say:" + "y" * 700]}, "prompt[1]"),
+        ({"prompt": ["x", "say:" + "y" * 2100]}, "prompt[1]"),
     ],
 )
 def test_bad_fields_of_a_completion(server, fields, param):
@@ -124,10 +195,10 @@ def test_bad_fields_of_a_completion(server, fields, param):
 
 
 def test_a_prompt_over_the_context(server):
-    error = refused(server.chat("say:" + "x" * 700), 400, "messages")
+    error = refused(server.chat("say:" + "x" * 2100), 400, "messages")
     assert error["code"] == "context_length_exceeded"
-    assert "600" in error["message"], "the limit is said"
-    error = refused(server.chat("say:x", max_tokens=600), 400, "max_tokens")
+    assert "2000" in error["message"], "the limit is said"
+    error = refused(server.chat("say:x", max_tokens=2000), 400, "max_tokens")
     assert error["code"] == "context_length_exceeded"
     refused(server.chat("say:x" + "y" * 20_000), 400, "messages")  # encoded on a thread
 
@@ -156,17 +227,41 @@ def test_bodies_that_are_no_request(server, raw):
     refused(response, 400, None)
 
 
+HALF = b"\\ud800"  # of a surrogate pair
+
+
 @pytest.mark.parametrize(
-    ("members", "param"),
+    ("path", "raw", "param"),
     [
-        (b'"content": "x"}], "temperature": NaN', "temperature"),
-        (b'"content": "\\ud800"}]', "messages"),  # half of a surrogate pair
+        (
+            CHAT,
+            b'{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}',
+            "temperature",
+        ),
+        (CHAT, b'{"messages": [{"role": "user", "content": "HALF"}]}', "messages[0].content"),
+        (CHAT, b'{"messages": [{"role": "user", "content": "x"}], "regex": "HALF"}', "regex"),
+        (CHAT, b'{"messages": [{"role": "user", "content": "x"}], "new": {"HALF": 1}}', "new"),
+        (TEXT, b'{"prompt": ["x", "\xed\xa0\x80"]}', "prompt[1]"),
+        ("/v1/responses", b'{"input": "x", "metadata": {"a": "HALF"}}', "metadata.a"),
+        ("/tokenize", b'{"prompt": "HALF"}', "prompt"),
+        (
+            CHAT,
+            b'{"messages": [{"role": "assistant", "tool_calls": [{"id": "c", "type": "function",'
+            b'"function": {"name": "f", "arguments": "{\\"a\\": \\"\\HALF\\"}"}}]}]}',
+            "messages",
+        ),
     ],
 )
-def test_what_json_can_say_and_text_cannot(server, members, param):
-    raw = b'{"messages": [{"role": "user", ' + members + b"}"
-    response = server.client.post(CHAT, content=raw, headers={"content-type": "application/json"})
+def test_what_json_can_say_and_text_cannot(server, path, raw, param):
+    raw = raw.replace(b"HALF", HALF)
+    response = server.client.post(path, content=raw, headers={"content-type": "application/json"})
     refused(response, 400, param)
+
+
+def test_an_emoji_may_be_escaped(server):
+    raw = b'{"messages": [{"role": "user", "content": "say:\\ud83d\\ude00"}]}'
+    response = server.client.post(CHAT, content=raw, headers={"content-type": "application/json"})
+    assert response.json()["choices"][0]["message"]["content"] == "\U0001f600"
 
 
 def test_a_body_that_is_too_large(server):

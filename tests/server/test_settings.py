@@ -4,14 +4,15 @@ import argparse
 
 import pytest
 
-from turbosparse.server import settings
-from turbosparse.server.settings import Settings, SettingsError
+from turbosparse.server import flags
+from turbosparse.server.flags import SettingsError
+from turbosparse.server.settings import Settings
 
 
 def parse(*argv: str, **environment: str) -> Settings:
     parser = argparse.ArgumentParser()
-    settings.add_arguments(parser)
-    return settings.read(vars(parser.parse_args(argv)), environment)
+    flags.add_arguments(parser, Settings)
+    return flags.read(Settings, vars(parser.parse_args(argv)), environment)
 
 
 def test_defaults():
@@ -60,6 +61,56 @@ def test_the_engines_share():
 
 def test_every_flag_has_help():
     parser = argparse.ArgumentParser()
-    settings.add_arguments(parser)
+    flags.add_arguments(parser, Settings)
     assert all(action.help for action in parser._actions)
     assert "TURBOSPARSE_MAX_MODEL_LEN" in parser.format_help()
+
+
+def test_a_file_speaks_where_neither_flag_nor_environment_does(tmp_path):
+    file = tmp_path / "serve.yaml"
+    file.write_text(
+        "model: path/to/model\nport: 9000\nhost: 0.0.0.0\napi-key: [a, b]\n"
+        "no_prefix_caching: true\nrequest-timeout: 2.5\ndevice:\n"
+    )
+    given = parse("--config", str(file), "--port", "9001", TURBOSPARSE_HOST="::1")
+    assert (given.port, given.host, given.model) == (9001, "::1", "path/to/model")
+    assert given.api_key == ("a", "b")
+    assert given.no_prefix_caching
+    assert given.request_timeout == 2.5
+    assert given.device == "auto", "nothing is said"
+    assert parse(TURBOSPARSE_CONFIG=str(file)).port == 9000
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("prot: 1", "there is no setting prot"),
+        ("port: many", "port='many' is not a number"),
+        ("port: [1, 2]", "port takes one value"),
+        ("- port", "is not a list of `setting: value` lines"),
+        ("port: {", "cannot read"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_named(tmp_path, text, named):
+    file = tmp_path / "serve.yaml"
+    file.write_text(text)
+    with pytest.raises(SettingsError, match=named):
+        parse("--config", str(file))
+    with pytest.raises(SettingsError, match="cannot read"):
+        parse("--config", str(tmp_path / "nothing.yaml"))
+
+
+def test_several_values_come_repeated_or_separated_by_commas():
+    assert parse("--api-key", "a", "--api-key", "b, c").api_key == ("a", "b", "c")
+    assert parse(TURBOSPARSE_API_KEY="a,b").api_key == ("a", "b")
+    assert parse("--served-model-name", "x,y").served_model_name == ("x", "y")
+
+
+def test_what_differs_from_the_defaults_is_said_but_no_secret():
+    found = flags.changed(parse("--port", "9000", "--api-key", "hidden"))
+    assert found == {"port": 9000, "api_key": "***"}
+
+
+def test_tls_files_need_a_certificate():
+    with pytest.raises(SettingsError, match="--ssl-keyfile needs --ssl-certfile"):
+        parse("--ssl-keyfile", "key.pem")

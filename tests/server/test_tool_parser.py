@@ -47,6 +47,8 @@ def whole(text):
         ('<tool_call>{"name": 7}</tool_call>', '<tool_call>{"name": 7}</tool_call>', []),
         ('<tool_call>{"name": "f", "argu', '<tool_call>{"name": "f", "argu', []),
         ("a < b <tool", "a < b <tool", []),
+        ('<tool_call>{"name": "\\q", "arguments": {}}',
+         '<tool_call>{"name": "\\q", "arguments": {}}', []),
         (f"<tool_call>{call()}", "<tool_call>", [Call("f", "{}")]),
     ],
 )  # fmt: skip
@@ -80,6 +82,7 @@ PIECES = st.sampled_from(
     [
         "<tool_call>", "</tool_call>", "<tool", "_call>", "</", "\n", "  ", "text", "é日", "{", "}",
         '{"name": "f", "arguments": ', '{"a": 1}', '{"s": "}<tool_call>\\""}', '"', "\\", ",",
+        '{"name": "\\u00e9\\q"',
         '{"name": "g"}', '{"arguments": {}, "name": "h"}', call("k", x=[1, {"y": None}]), call(),
     ]
 )  # fmt: skip
@@ -109,6 +112,13 @@ def test_what_is_reported_only_grows(text):
 def test_text_is_not_held_up_by_what_cannot_be_a_call():
     for text in ("a < b", "<b>bold</b>", "<tool_kit>", "<tool_call> x", "1 <= 2"):
         assert parse(text, is_whole=False).content == text
+
+
+def test_nesting_without_end_is_text_too():
+    text = '<tool_call>{"a": ' + "[" * 5000
+    assert whole(text) == (text, [])
+    found = parse('<tool_call>{"name": "f", "arguments": {"a": ' + "[" * 5000, is_whole=False)
+    assert found.calls[0].name == "f"
 
 
 def test_arguments_are_shown_as_they_come():
