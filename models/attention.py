@@ -44,8 +44,5 @@ class Attention(nn.Module):
     ) -> Tensor:
         ops = self.ops
         qkv = ops.norm_linear(residual, norm.weight, norm.eps, self.qkv.weight)
-        caches = (cache.k, cache.v)
-        attended = ops.attention(
-            qkv, *rope, *caches, batch, self.scale, self.window, self.out.weight
-        )
+        attended = ops.attention(qkv, *rope, cache.k, cache.v, batch, self.scale, self.window)
         return ops.linear_add(attended, self.out.weight, residual, self.residual_scale)

@@ -129,7 +129,6 @@ def attention(
     batch: ForwardBatch,
     scale: float,
     window: int | None,
-    ahead: Tensor | None = None,
 ) -> Tensor:
     q = rotate_and_store(qkv, cos, sin, k_cache, v_cache, batch)
     return attend(q, k_cache, v_cache, batch, scale, window)

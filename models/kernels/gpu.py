@@ -31,7 +31,6 @@ from .reference import Limits
 from .sizes import power_of_two_in
 
 FEW, NARROW = 16, 4096  # tokens, and rows of a weight that twice as many are few for
-AHEAD = 32  # tokens whose attention leaves time to fetch a weight
 
 
 def declines(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -86,15 +85,13 @@ def attention(
     batch: ForwardBatch,
     scale: float,
     window: int | None,
-    ahead: Tensor | None = None,
 ) -> Tensor:
     """One kernel where every token is its request's only one; pieces of prompts are stored first,
     and attend in blocks of queries."""
     caches, tables = (k_cache, v_cache), batch.page_tables
     if batch.query_starts is None:
         places = (batch.positions, batch.slots, batch.request_ids, tables)
-        ahead = ahead if qkv.shape[0] <= AHEAD else None
-        return gpu_attention.decode(qkv, cos, sin, *caches, *places, scale, window, ahead)
+        return gpu_attention.decode(qkv, cos, sin, *caches, *places, scale, window)
     places = (batch.positions, batch.slots)
     q = gpu_attention.rotate_and_store(qkv, cos, sin, *caches, *places)
     places = (batch.positions, batch.query_starts, tables)

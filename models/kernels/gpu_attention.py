@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .gpu_launch import counters, fetch, overlap, share
+from .gpu_launch import counters, overlap
 from .sizes import power_of_two
 
 MAX_SPLITS = 16
@@ -121,8 +121,6 @@ def decode_kernel(
     sums_ptr,
     counter_ptr,
     out_ptr,
-    ahead_ptr,
-    ahead_size,
     scale,
     num_kv_heads,
     page_size,
@@ -137,7 +135,6 @@ def decode_kernel(
     SPLITS: tl.constexpr,
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
-    CHUNK: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """One token's HEADS queries of one K/V head over one share of its positions; the last program
@@ -149,7 +146,6 @@ def decode_kernel(
     d = tl.arange(0, DIM)
     if PDL:
         gdc_launch_dependents()
-    fetch(ahead_ptr, ahead_size, CHUNK, 128)
     # no kernel writes these within a step
     position = tl.load(positions_ptr + t).to(tl.int32)
     slot = tl.load(slots_ptr + t)
@@ -254,12 +250,8 @@ def decode(
     page_tables: Tensor,
     scale: float,
     window: int | None,
-    ahead: Tensor | None = None,
 ) -> Tensor:
-    """`reference.attention` for a step with one token of each request.
-
-    ahead: a weight that will be read next, contiguous.
-    """
+    """`reference.attention` for a step with one token of each request."""
     num_tokens, device = qkv.shape[0], qkv.device
     _, num_kv_heads, page_size, head_dim = k_cache.shape
     num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
@@ -283,8 +275,6 @@ def decode(
         sums,
         counters(device),
         out,
-        ahead,
-        0 if ahead is None else ahead.numel() * ahead.element_size(),
         scale * LOG2_E,
         num_kv_heads,
         page_size,
@@ -299,7 +289,6 @@ def decode(
         SPLITS=splits,
         BLOCK=BLOCK if splits > 1 else 2 * BLOCK,
         STAGES=STAGES,
-        CHUNK=share(ahead, num_tokens * num_kv_heads * splits, 128),
         num_warps=4,
         **overlap(device),
     )

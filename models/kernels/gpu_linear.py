@@ -16,7 +16,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..batch import Routing
-from .gpu_launch import counters, fetch, overlap, share
+from .gpu_launch import counters, overlap
 from .sizes import ceil_div, power_of_two, power_of_two_in
 
 MAX_TOKENS = 64
@@ -144,8 +144,6 @@ def few_kernel(
     partial_ptr,
     counter_ptr,
     routing_ptr,
-    ahead_ptr,
-    ahead_size,
     threshold,
     scale,
     num_tokens,
@@ -164,7 +162,6 @@ def few_kernel(
     ADD: tl.constexpr,
     PER_EXPERT: tl.constexpr,
     ROUTED: tl.constexpr,
-    CHUNK: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """A few tokens [T, WIDTH] over a tile of rows and a share of the columns; the last program of a
@@ -175,8 +172,6 @@ def few_kernel(
     t = tl.arange(0, TOKENS)
     if PDL:
         gdc_launch_dependents()
-    fetch(ahead_ptr, ahead_size, CHUNK, 128)
-    if PDL:
         gdc_wait()
     routed = t < num_tokens
     if ROUTED:
@@ -243,7 +238,6 @@ def multiply(
     scale: float = 1.0,
     routing: Routing | None = None,
     per_expert: bool = False,
-    ahead: Tensor | None = None,
 ) -> Tensor:
     """out [T, rows] = epilogue(add + scale * (x [T, WIDTH] @ weight.T)), for shapes that `fits`.
 
@@ -251,7 +245,7 @@ def multiply(
     token here, for more before the call. With routing, the rows are E experts' one after the other,
     [E, rows / E, WIDTH]: those whom no token was sent to are left as they are, and a mask is false
     for a token that was sent elsewhere. With `per_expert` x is [T, E * WIDTH], a
-    part for each. ahead: a contiguous weight that will be read next.
+    part for each.
     """
     num_rows, num_experts = weight.shape[0], 1 if routing is None else routing.weights.shape[1]
     assert weight.stride(1) == 1, weight.stride()
@@ -268,7 +262,7 @@ def multiply(
     }
     expert_rows = num_rows // num_experts
     if x.shape[0] > 1:
-        return _few(x, weight, add, out, routing, threshold, scale, expert_rows, ahead, shared)
+        return _few(x, weight, add, out, routing, threshold, scale, expert_rows, shared)
     width = weight.shape[1]
     columns = power_of_two_in(width)
     columns = min(4096, columns) if columns >= 64 else power_of_two(width)
@@ -309,7 +303,6 @@ def _few(
     threshold: float,
     scale: float,
     expert_rows: int,
-    ahead: Tensor | None,
     shared: dict[str, int | bool],
 ) -> Tensor:
     num_tokens, (num_rows, width), device = x.shape[0], weight.shape, x.device
@@ -328,8 +321,6 @@ def _few(
         torch.empty(size, dtype=torch.float32, device=device),
         counters(device),
         None if routing is None else routing.weights,
-        ahead,
-        0 if ahead is None else ahead.numel() * ahead.element_size(),
         threshold,
         scale,
         num_tokens,
@@ -342,7 +333,6 @@ def _few(
         BLOCK_N=rows,
         BLOCK_K=columns if half else min(32, columns),
         STAGES=(4 if columns == 128 else 6) if half else 2,
-        CHUNK=share(ahead, tiles * splits, 128),
         num_warps=4,
         **shared,
     )

@@ -28,12 +28,12 @@ def predict(
     fc1 [E * r, hidden], fc2 [E * N, r] -> [T, E * N]; of an expert to whom no token was sent
     nothing is written."""
     num_tokens, device = residual.shape[0], residual.device
-    if isinstance(threshold, Tensor) or not gpu_linear.fits(residual, fc1):
+    fits = gpu_linear.fits(residual, fc1) and gpu_linear.fits(residual, fc2)
+    if isinstance(threshold, Tensor) or not fits:
         return _predict_many(residual, fc1, fc2, threshold)
     hidden = torch.empty(num_tokens, fc1.shape[0], dtype=residual.dtype, device=device)
     mask = torch.empty(num_tokens, fc2.shape[0], dtype=torch.uint8, device=device)
-    ahead = fc2 if routing is None else None  # of experts too few are read
-    gpu_linear.multiply(residual, fc1, hidden, Epilogue.RELU, routing=routing, ahead=ahead)
+    gpu_linear.multiply(residual, fc1, hidden, Epilogue.RELU, routing=routing)
     per_expert = routing is not None
     gpu_linear.multiply(
         hidden,

@@ -34,8 +34,7 @@ class Ops:
     head: Callable[[Tensor, Tensor, float, Tensor], Tensor]
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     attention: Callable[
-        [Tensor, Tensor, Tensor, Tensor, Tensor, ForwardBatch, float, int | None, Tensor | None],
-        Tensor,
+        [Tensor, Tensor, Tensor, Tensor, Tensor, ForwardBatch, float, int | None], Tensor
     ]
     predict: Callable[[Tensor, Tensor, Tensor, float | Tensor], Tensor]
     gated: Callable[[Tensor, Tensor, Activation, float], Tensor]

@@ -124,12 +124,8 @@ def attention(
     batch: ForwardBatch,
     scale: float,
     window: int | None,
-    ahead: Tensor | None = None,
 ) -> Tensor:
-    """`rotate_and_store`, then `attend`: [T, (H + 2K) * D] -> [T, H * D].
-
-    ahead: a weight that will be read next, which may be fetched meanwhile; no part of the result.
-    """
+    """`rotate_and_store`, then `attend`: [T, (H + 2K) * D] -> [T, H * D]."""
     q = rotate_and_store(qkv, cos, sin, k_cache, v_cache, batch)
     return attend(q, k_cache, v_cache, batch, scale, window)
 
