@@ -77,7 +77,7 @@ class EngineClient:
         self._dead: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._closing = False
         self._heard_at = time.monotonic()
-        self.token_at = float("-inf")  # time.monotonic() of the last step that brought a token
+        self.computed_at = float("-inf")  # time.monotonic() of the last step that did not fail
         # The pipe may be full while the engine computes: a thread of its own blocks on it, never
         # the event loop.
         self._outbox: SimpleQueue[ToEngine | None] = SimpleQueue()
@@ -202,8 +202,8 @@ class EngineClient:
     def _deliver(self, message: StepOutput) -> None:
         self.stats = message.stats
         self._heard_at = time.monotonic()
-        if message.outputs and message.outputs[-1].token_id is not None:
-            self.token_at = self._heard_at
+        if message.stats.ffn_mode:
+            self.computed_at = self._heard_at
         for output in message.outputs:
             stream = self._streams.get(output.id)
             if stream is not None:  # else aborted since

@@ -1,4 +1,7 @@
-"""Whether a token can be made: one was made a moment ago, or one is made for the asking."""
+"""Whether a token can be made: a step was computed a moment ago, or one is for the asking.
+
+A step of a long prompt brings no token and is proof as well: a probe would wait behind it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from ..engine.errors import EngineDeadError
 from ..engine.messages import Output
 from ..engine.request import SamplingParams
 
-RECENT_SECONDS = 5.0  # a token of this age is proof enough
+RECENT_SECONDS = 5.0  # a step of this age is proof enough
 PROBE_SECONDS = 5.0
 PROMPT = [0]
 
@@ -29,7 +32,7 @@ class Readiness:
         async with self._asking:
             if self._engine.dead is not None:
                 return self._engine.dead
-            if time.monotonic() - self._engine.token_at < RECENT_SECONDS:
+            if time.monotonic() - self._engine.computed_at < RECENT_SECONDS:
                 return None
             return await self._probe()
 

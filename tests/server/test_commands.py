@@ -164,6 +164,7 @@ def test_files_of_tls_are_read_before_the_model(tmp_path, capsys):
     assert "--ssl-certfile" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_bench_measures_a_server_of_its_own(capsys, tmp_path):
     file = tmp_path / "loads.json"
     flags = ["--concurrency", "2", "--requests", "1", "--max-tokens", "8", "--json", str(file)]
