@@ -2,7 +2,7 @@
 
 ApiError > BadRequest (> TooLong) · Unauthorized · NotFound (> ModelNotFound) · MethodNotAllowed
          · PayloadTooLarge · UnsupportedMediaType · HeadersTooLarge · EngineDead · TimedOut
-         · GenerationFailed · TryAgain (> Overloaded · ShuttingDown · OutOfMemory)
+         · GenerationFailed · TryAgain (> Overloaded · ShuttingDown · NotReady · OutOfMemory)
 """
 
 from __future__ import annotations
@@ -125,6 +125,12 @@ class ShuttingDown(TryAgain):
     """The server finishes what it has begun and takes nothing new."""
 
     code = "shutting_down"
+
+
+class NotReady(TryAgain):
+    """No token can be made at present."""
+
+    code = "not_ready"
 
 
 class OutOfMemory(TryAgain):

@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
 from ..dependencies import ReadinessDependency, ServiceDependency
+from ..errors import EngineDead, NotReady, ShuttingDown
 
 router = APIRouter()
 UNAVAILABLE: dict[int | str, dict[str, object]] = {503: {"description": "with the reason"}}
@@ -17,7 +18,7 @@ UNAVAILABLE: dict[int | str, dict[str, object]] = {503: {"description": "with th
 async def health(service: ServiceDependency) -> JSONResponse:
     """200 with what runs, or 503 with why nothing does."""
     if service.engine.dead is not None:
-        return JSONResponse({"status": "dead", "reason": service.engine.dead}, 503)
+        raise EngineDead(service.engine.dead)
     return JSONResponse({"status": "ok", "engine": asdict(service.engine.info)})
 
 
@@ -25,8 +26,8 @@ async def health(service: ServiceDependency) -> JSONResponse:
 async def ready(service: ServiceDependency, readiness: ReadinessDependency) -> JSONResponse:
     """200 once a token can be made; 503 with why none can, or while the server shuts down."""
     if service.draining:
-        return JSONResponse({"status": "draining", "reason": "the server is shutting down"}, 503)
+        raise ShuttingDown("the server is shutting down")
     problem = await readiness.problem()
     if problem is not None:
-        return JSONResponse({"status": "not ready", "reason": problem}, 503)
+        raise NotReady(problem)
     return JSONResponse({"status": "ready"})

@@ -127,7 +127,8 @@ def test_a_dead_engine_is_told_to_everyone(checkpoint):
         assert found[-1] == "[DONE]"
         health = server.client.get("/health")
         assert health.status_code == 503
-        assert "exit code 3" in health.json()["reason"]
+        assert health.json()["error"]["code"] == "engine_dead"
+        assert "exit code 3" in health.json()["error"]["message"]
         assert server.chat("say:x").status_code == 503
 
 

@@ -217,7 +217,7 @@ def test_not_ready_while_a_step_hangs(checkpoint, monkeypatch):
         wait_for(lambda: server.service.engine._streams)
         response = server.client.get("/ready")
         assert response.status_code == 503
-        assert "no token within" in response.json()["reason"]
+        assert "no token within" in response.json()["error"]["message"]
         server.service.engine._process.kill()
         hold.join()
 
@@ -231,7 +231,7 @@ def test_draining_finishes_what_runs_and_sends_newcomers_away(checkpoint):
             next(lines)
             server.drain()
             wait_for(lambda: server.client.get("/ready").status_code == 503)
-            assert server.client.get("/ready").json()["status"] == "draining"
+            assert server.client.get("/ready").json()["error"]["code"] == "shutting_down"
             assert server.client.get("/health").status_code == 200
             refusal = server.client.post(CHAT, json=SAY)
             assert refused(refusal, 503, None)["code"] == "shutting_down"
