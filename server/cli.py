@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Generator, Sequence
@@ -61,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(import_module(modules[arguments.command][0]), arguments)
     except (SettingsError, CheckpointError, EngineStartError) as error:
         return _fail(error)
+    except BrokenPipeError:  # who read what we print has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def _modules() -> dict[str, tuple[str, str]]:

@@ -49,8 +49,9 @@ def flag(
     low: float | None = None,
     positional: bool = False,
     secret: bool = False,
+    short: str | None = None,
 ) -> Any:
-    """A setting with its help text, and optionally its choices or lowest value.
+    """A setting with its help text, and optionally its choices, lowest value or short flag.
 
     A tuple takes several values, separated by commas or by repeating the flag. A secret is never
     printed.
@@ -61,6 +62,7 @@ def flag(
         "low": low,
         "positional": positional,
         "secret": secret,
+        "short": short,
     }
     return field(default=default, metadata=metadata)
 
@@ -93,7 +95,9 @@ def _add_argument(parser: argparse.ArgumentParser, setting: Field[Any], hint: ob
             _flag(setting.name), action="store_true", default=argparse.SUPPRESS, help=help
         )
     else:
+        short = setting.metadata["short"]
         parser.add_argument(
+            *([short] if short else []),
             _flag(setting.name),
             action="append" if _is_tuple(hint) else "store",
             default=argparse.SUPPRESS,

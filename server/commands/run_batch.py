@@ -36,8 +36,8 @@ URLS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 class BatchSettings(Settings):
     """How to run the model, and the files."""
 
-    input_file: str | None = flag(None, "requests, one JSON object a line")
-    output_file: str | None = flag(None, "where the answers go, as they come")
+    input_file: str | None = flag(None, "requests, one JSON object a line", short="-i")
+    output_file: str | None = flag(None, "where the answers go, as they come", short="-o")
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,7 +112,7 @@ BATCH = [
 def test_run_batch_answers_every_line(tmp_path):
     given, answers = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     given.write_text("".join(json.dumps(line) + "\n" for line in BATCH) + "\nno JSON\n")
-    flags = ["--input-file", given, "--output-file", answers, "--threads", "1"]
+    flags = ["-i", given, "-o", answers, "--threads", "1"]
     done = subprocess.run(
         [*COMMAND, "run-batch", *flags], capture_output=True, text=True, timeout=120, check=False
     )
