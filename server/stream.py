@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import ExitStack
 from typing import Protocol
@@ -12,11 +13,11 @@ from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from .errors import ApiError
+from .errors import ApiError, GenerationFailed
 from .generation import Answer, Generation, Piece
 
+logger = logging.getLogger(__name__)
 PING_SECONDS = 15  # a comment, while a request waits or its prompt is computed
-
 SEND_SECONDS = 60  # for a client to take one event; one that never reads would be open for ever
 
 
@@ -79,6 +80,9 @@ async def _events(generation: Generation, dialect: Dialect) -> AsyncIterator[byt
         ending = dialect.closing()
     except ApiError as error:
         ending = dialect.failure(error)
+    except Exception:  # a fault of ours: the client is told, and the trace is for whoever mends it
+        logger.exception("a stream broke")
+        ending = dialect.failure(GenerationFailed("the server failed on this request"))
     finally:
         generation.close()
     yield ending
