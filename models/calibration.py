@@ -75,7 +75,8 @@ def measure(decoder: Decoder, seen: Observed, sizes: Sequence[int], graphs: bool
             assert isinstance(norm, Norm)
             inputs.append((ffn, seen.ffn_inputs[i][1][tokens], norm))
         clocks = {
-            mode: _clock(inputs, replace(step, ffn_mode=mode), graphs=graphs) for mode in FfnMode
+            mode: _clock(inputs, replace(step, ffn_mode=mode), graphs=graphs)
+            for mode in decoder.ops.modes
         }
         seconds[size] = _shortest(clocks)
     return seconds

@@ -75,6 +75,12 @@ class Ops:
     draw: Callable[[Tensor, Tensor, Tensor, Limits | None], Tensor]
 
     @property
+    def modes(self) -> tuple[FfnMode, ...]:
+        """The FFN modes that run in ways of their own: on a GPU, TOKEN and UNION are one."""
+        one = self.chosen()["ffn"] == "gpu"
+        return (FfnMode.UNION, FfnMode.DENSE) if one else tuple(FfnMode)
+
+    @property
     def stacks_experts(self) -> bool:
         """Whether experts are to be computed as one, and not in turn."""
         return self.chosen()["experts"] == "gpu"

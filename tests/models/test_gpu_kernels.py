@@ -1,12 +1,14 @@
 """The Triton kernels of products, predictors, FFNs and experts against the reference."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from on_gpu import DEVICE, close, gpu_only, random
 
 from turbosparse.models.batch import FfnMode
 from turbosparse.models.config import Activation
-from turbosparse.models.kernels import gpu, reference
+from turbosparse.models.kernels import gpu, ops, reference
 
 SPARSE = [a for a in Activation if a.is_sparse]
 
@@ -30,6 +32,12 @@ def check_ffn(num_tokens, hidden, neurons, activation, mode, density, dtype=torc
 def test_ffn(num_tokens, hidden, neurons, mode):
     for activation in SPARSE:
         check_ffn(num_tokens, hidden, neurons, activation, mode, 0.2)
+
+
+def test_token_and_union_are_one_path_and_one_to_measure():
+    chosen, _ = ops.select(torch.device("cpu"), torch.float32)
+    assert chosen.modes == tuple(FfnMode)
+    assert replace(chosen, ffn=gpu.ffn).modes == (FfnMode.UNION, FfnMode.DENSE)
 
 
 @pytest.mark.parametrize("density", [0.0, 1.0])
