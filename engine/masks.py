@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from llguidance import LLExecutor
-from llguidance.numpy import fill_next_token_bitmask_par
+from llguidance.numpy import fill_next_token_bitmask, fill_next_token_bitmask_par
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from .transfer import to_device
 
 WORD = 32  # tokens in one word of a mask
 EXECUTOR = LLExecutor()  # threads for the masks of one step
+FEW = 8  # masks that are made sooner than threads wake, who on a CPU also take a kernel's core
 
 
 def allow_only(logits: Tensor, requests: Sequence[Request]) -> None:
@@ -49,6 +50,10 @@ def unpacked(packed: Tensor, vocab_size: int) -> Tensor:
 def masks(constraints: Sequence[Constraint], vocab_size: int) -> NDArray[np.int32]:
     """Which tokens each may have next: [C, ceil(vocab / 32)], bit i of word w is token 32 w + i."""
     found = np.zeros((len(constraints), -(-vocab_size // WORD)), np.int32)
-    places = [(constraint.matcher, i) for i, constraint in enumerate(constraints)]
-    fill_next_token_bitmask_par(EXECUTOR, places, found)
+    if len(constraints) <= FEW:
+        for i, constraint in enumerate(constraints):
+            fill_next_token_bitmask(constraint.matcher, found, i)
+    else:
+        places = [(constraint.matcher, i) for i, constraint in enumerate(constraints)]
+        fill_next_token_bitmask_par(EXECUTOR, places, found)
     return found
