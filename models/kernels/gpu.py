@@ -128,13 +128,9 @@ def ffn(
     threshold: float,
     mode: FfnMode,
 ) -> Tensor:
-    """Without a mask the gate is one: it is computed first, and names the rows to read."""
-    if not _skips(x, mode):
-        return _all_values(x, gate_up, mask, activation, threshold) @ down
-    if mask is None:
-        mask = gpu_predict.opened(x, gate_up[:, : x.shape[1]], activation, threshold)
-    kernels = gpu_ffn_one if x.shape[0] == 1 else gpu_ffn_few
-    return kernels.sparse(x, gate_up, down, mask, activation, threshold)
+    if _skips(x, mode):
+        return _sparse(x, gate_up, down, mask, activation, threshold)
+    return _all_values(x, gate_up, mask, activation, threshold) @ down
 
 
 def ffn_add(
@@ -156,13 +152,10 @@ def ffn_add(
             norm=norm, eps=eps, add=residual, scale=scale,
         )  # fmt: skip
     x = rms_norm(residual, norm, eps)
-    if not _skips(x, mode):
-        values = _all_values(x, gate_up, mask, activation, threshold)
-        return torch.addmm(residual, values, down, alpha=scale)
-    if mask is None:
-        mask = gpu_predict.opened(x, gate_up[:, : x.shape[1]], activation, threshold)
-    kernels = gpu_ffn_one if x.shape[0] == 1 else gpu_ffn_few
-    return kernels.sparse(x, *weights, mask, activation, threshold, add=residual, scale=scale)
+    if _skips(x, mode):
+        return _sparse(x, *weights, mask, activation, threshold, residual, scale)
+    values = _all_values(x, gate_up, mask, activation, threshold)
+    return torch.addmm(residual, values, down, alpha=scale)
 
 
 def route(x: Tensor, router: Tensor, num_chosen: int) -> Routing:
@@ -197,14 +190,13 @@ def experts(
     routing: Routing,
 ) -> Tensor:
     """DENSE computes all neurons of the experts that a token was sent to, and of no others."""
-    num_tokens, hidden = x.shape
     weights, arguments = (gate_up, down), (mask, activation, threshold)
-    if mode is FfnMode.DENSE or not (num_tokens == 1 or gpu_ffn_few.fits(num_tokens, hidden)):
-        if x.dtype is not torch.bfloat16:
-            return reference.experts(x, residual, scale, *weights, *arguments, mode, routing)
-        return residual + scale * gpu_experts.ffn(x, *weights, *arguments, routing)
-    kernels = gpu_ffn_one if num_tokens == 1 else gpu_ffn_few
-    return kernels.sparse(x, *weights, *arguments, routing=routing, add=residual, scale=scale)
+    if _skips(x, mode):
+        kernels = gpu_ffn_one if x.shape[0] == 1 else gpu_ffn_few
+        return kernels.sparse(x, *weights, *arguments, routing=routing, add=residual, scale=scale)
+    if x.dtype is not torch.bfloat16:
+        return reference.experts(x, residual, scale, *weights, *arguments, mode, routing)
+    return residual + scale * gpu_experts.ffn(x, *weights, *arguments, routing)
 
 
 def draw(logits: Tensor, temperature: Tensor, points: Tensor, limits: Limits | None) -> Tensor:
@@ -221,6 +213,23 @@ def _skips(x: Tensor, mode: FfnMode) -> bool:
     if mode is FfnMode.DENSE:
         return False
     return x.shape[0] == 1 or gpu_ffn_few.fits(*x.shape)
+
+
+def _sparse(
+    x: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    mask: Tensor | None,
+    activation: Activation,
+    threshold: float,
+    add: Tensor | None = None,
+    scale: float = 1.0,
+) -> Tensor:
+    """Without a mask the gate is one: it is computed first, and names the rows to read."""
+    if mask is None:
+        mask = gpu_predict.opened(x, gate_up[:, : x.shape[1]], activation, threshold)
+    kernels = gpu_ffn_one if x.shape[0] == 1 else gpu_ffn_few
+    return kernels.sparse(x, gate_up, down, mask, activation, threshold, add=add, scale=scale)
 
 
 def _all_values(
