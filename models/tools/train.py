@@ -120,7 +120,7 @@ def train(
     said = answer(model, tokenizer, list(SAMPLES), max_tokens=96)
     samples: list[tuple[str, str]] = list(zip(SAMPLES, said, strict=True))
     record = {
-        "sizes": asdict(sizes),
+        "sizes": asdict(sizes) | {"activation": sizes.activation.value},
         "recipe": asdict(recipe),
         "training": done,
         "hardware": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..config import Activation
 from .corpus import BOS, EOS
+from .mlp import MLP
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,47 +28,10 @@ class Sizes:
     context: int = 1024
     theta: float = 10000.0
     eps: float = 1e-5
+    activation: Activation = Activation.DRELU
 
 
 Output = tuple[Tensor, Tensor]
-
-
-class Predictor(nn.Module):
-    """fc2(relu(fc1(residual))) in fp32: near zero a bf16 score would be a coin flip."""
-
-    def __init__(self, s: Sizes) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(s.hidden, s.rank, bias=False)
-        self.fc2 = nn.Linear(s.rank, s.neurons, bias=False)
-
-    def forward(self, residual: Tensor) -> Tensor:
-        with torch.autocast(residual.device.type, enabled=False):
-            return self.fc2(self.fc1(residual.float()).relu())
-
-
-class MLP(nn.Module):
-    """dReLU with the mask inside: down(mask * relu(gate(x)) * relu(up(x)))."""
-
-    def __init__(self, s: Sizes) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(s.hidden, s.neurons, bias=False)
-        self.up_proj = nn.Linear(s.hidden, s.neurons, bias=False)
-        self.down_proj = nn.Linear(s.neurons, s.hidden, bias=False)
-        self.predictor = Predictor(s)
-
-    def values(self, x: Tensor) -> Tensor:
-        return self.gate_proj(x).relu() * self.up_proj(x).relu()
-
-    def forward(self, x: Tensor, residual: Tensor, masked: bool, target: float) -> Output:
-        """Output, and [predictor's cross-entropy against the truth, squared excess of the kept
-        share over `target`, kept share]."""
-        value, score = self.values(x), self.predictor(residual)
-        soft, keep = score.sigmoid(), (score > 0).float()
-        share = (keep - soft).detach() + soft  # hard forward, soft backward
-        imitation = F.binary_cross_entropy_with_logits(score, (value.detach() > 0).float())
-        excess = (share.mean() - target).clamp(min=0).square()
-        y = self.down_proj(value * share.to(value.dtype) if masked else value)
-        return y, torch.stack((imitation, excess, keep.mean()))
 
 
 class Attention(nn.Module):
@@ -100,7 +65,7 @@ class Layer(nn.Module):
         self.input_layernorm = nn.RMSNorm(s.hidden, s.eps)
         self.self_attn = Attention(s)
         self.post_attention_layernorm = nn.RMSNorm(s.hidden, s.eps)
-        self.mlp = MLP(s)
+        self.mlp = MLP(s.hidden, s.neurons, s.rank, s.activation)
 
     def forward(self, r: Tensor, cos: Tensor, sin: Tensor, masked: bool, target: float) -> Output:
         r = r + self.self_attn(self.input_layernorm(r), cos, sin)
