@@ -30,6 +30,11 @@ from .gpu_linear import Epilogue
 from .reference import Limits
 from .sizes import power_of_two_in
 
+# Where it may, cuBLAS adds the parts of a split product in 16 bits: a neuron's score next to zero
+# then changes its side.
+torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+
 FEW, NARROW = 16, 4096  # tokens, and rows of a weight that twice as many are few for
 
 

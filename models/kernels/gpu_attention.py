@@ -9,10 +9,10 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .gpu_launch import counters, overlap
+from .gpu_launch import counters, multiprocessors, overlap
 from .sizes import power_of_two
 
-MAX_SPLITS = 16
+MAX_SPLITS = 32
 TARGET_PROGRAMS = 512
 BLOCK, STAGES = 64, 2  # positions at a time, and blocks under way
 LOG2_E = 1.4426950408889634
@@ -107,6 +107,58 @@ def _rotated(at, half, inside, cos, sin):
 
 
 @triton.jit
+def _block(
+    k_ptr,
+    v_ptr,
+    table,
+    block,
+    last,
+    kv_head,
+    num_kv_heads,
+    page_size,
+    window,
+    position,
+    HEAD_DIM: tl.constexpr,
+    HALF: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A block of positions up to `last`: the keys' two halves, the values, which are seen."""
+    half: tl.constexpr = HEAD_DIM // 2
+    h = tl.arange(0, HALF)
+    d = tl.arange(0, DIM)
+    at = block * BLOCK + tl.arange(0, BLOCK)
+    page = tl.load(table + at // page_size, mask=at <= last, other=0).to(tl.int64)
+    row = ((page * num_kv_heads + kv_head) * page_size + at % page_size) * HEAD_DIM
+    seen = (at <= last) & (at > position - window)
+    keys = k_ptr + row[:, None] + h[None, :]
+    if half == HALF:  # what is not seen is no part of a score
+        k1 = tl.load(keys)
+        k2 = tl.load(keys + half)
+    else:
+        k1 = tl.load(keys, mask=(h < half)[None, :], other=0.0)
+        k2 = tl.load(keys + half, mask=(h < half)[None, :], other=0.0)
+    whole_v = seen[:, None] & (d < HEAD_DIM)[None, :]
+    v = tl.load(v_ptr + row[:, None] + d[None, :], mask=whole_v, other=0.0)
+    return k1, k2, v, seen
+
+
+@triton.jit
+def _attend(q1, q2, k1, k2, v, seen, scale, best, weight, acc):
+    """One block more in a running softmax, in powers of two."""
+    scores = tl.dot(q1, tl.trans(k1), input_precision="ieee")
+    scores = tl.dot(q2, tl.trans(k2), scores, input_precision="ieee") * scale
+    scores = tl.where(seen[None, :], scores, float("-inf"))
+    new_best = tl.maximum(best, tl.max(scores, 1))
+    safe = tl.where(new_best == float("-inf"), 0.0, new_best)
+    p = tl.exp2(scores - safe[:, None])
+    shrink = tl.exp2(best - safe)
+    weight = weight * shrink + tl.sum(p, 1)
+    acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
+    return new_best, weight, acc
+
+
+@triton.jit
 def decode_kernel(
     qkv_ptr,
     cos_ptr,
@@ -135,10 +187,15 @@ def decode_kernel(
     SPLITS: tl.constexpr,
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
+    EARLY: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """One token's HEADS queries of one K/V head over one share of its positions; the last program
-    of a head joins the shares. Who has the token's own position stores its key and value first."""
+    of a head joins the shares. Who has the token's own position stores its key and value first.
+
+    EARLY: the first block is asked for before this step's queries, keys and values are there. It
+    takes registers, and pays only where all programs run at once.
+    """
     t, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     half: tl.constexpr = HEAD_DIM // 2
     g = tl.arange(0, GROUP)
@@ -152,57 +209,63 @@ def decode_kernel(
     table = tables_ptr + tl.load(requests_ptr + t) * table_width
     cos = tl.load(cos_ptr + position * half + h, mask=h < half, other=0.0)
     sin = tl.load(sin_ptr + position * half + h, mask=h < half, other=0.0)
-    if PDL:
-        gdc_wait()
+    first = tl.maximum(position + 1 - window, 0) // BLOCK
+    share = tl.cdiv(position // BLOCK + 1 - first, SPLITS)
+    begin = first + split * share
+    end = tl.minimum(begin + share, position // BLOCK + 1)
+    shape = (kv_head, num_kv_heads, page_size, window, position)
 
     num_heads = num_kv_heads * HEADS
     qkv = qkv_ptr + t.to(tl.int64) * (num_heads + 2 * num_kv_heads) * HEAD_DIM
     queries = qkv + (kv_head * HEADS + g)[:, None] * HEAD_DIM + h[None, :]
     whole_q = (g < HEADS)[:, None] & (h < half)[None, :]
-    q1, q2 = _rotated(queries, half, whole_q, cos[None, :], sin[None, :])
+    source = qkv + (num_heads + kv_head) * HEAD_DIM
 
-    first = tl.maximum(position + 1 - window, 0) // BLOCK
-    share = tl.cdiv(position // BLOCK + 1 - first, SPLITS)
-    begin = first + split * share
-    end = tl.minimum(begin + share, position // BLOCK + 1)
-    if (begin < end) & (end == position // BLOCK + 1) & (slot >= 0):
-        row = (slot // page_size * num_kv_heads + kv_head) * page_size + slot % page_size
-        source = qkv + (num_heads + kv_head) * HEAD_DIM
-        k1, k2 = _rotated(source + h, half, h < half, cos, sin)
-        tl.store(k_ptr + row * HEAD_DIM + h, k1, mask=h < half)
-        tl.store(k_ptr + row * HEAD_DIM + half + h, k2, mask=h < half)
-        source += num_kv_heads * HEAD_DIM
-        value = tl.load(source + d, mask=d < HEAD_DIM, other=0.0)
-        tl.store(v_ptr + row * HEAD_DIM + d, value, mask=d < HEAD_DIM)
-        tl.debug_barrier()  # other threads of this program read them
-
+    q1 = tl.zeros((GROUP, HALF), qkv_ptr.dtype.element_ty)
+    q2 = q1
     best = tl.full((GROUP,), float("-inf"), tl.float32)
     weight = tl.zeros((GROUP,), tl.float32)
     acc = tl.zeros((GROUP, DIM), tl.float32)
+    if EARLY:
+        # A loop of one round: what it loads is asked for before it begins, and so before the wait.
+        for block in tl.range(begin, tl.minimum(begin + 1, end), num_stages=STAGES):
+            k1, k2, v, seen = _block(
+                k_ptr, v_ptr, table, block, position - 1, *shape, HEAD_DIM, HALF, DIM, BLOCK
+            )
+            if PDL:
+                gdc_wait()
+            q1, q2 = _rotated(queries, half, whole_q, cos[None, :], sin[None, :])
+            best, weight, acc = _attend(q1, q2, k1, k2, v, seen, scale, best, weight, acc)
+    if PDL:
+        gdc_wait()
+    if not EARLY:
+        q1, q2 = _rotated(queries, half, whole_q, cos[None, :], sin[None, :])
+    if (begin < end) & (end == position // BLOCK + 1):
+        own1, own2 = _rotated(source + h, half, h < half, cos, sin)
+        own = tl.load(source + num_kv_heads * HEAD_DIM + d, mask=d < HEAD_DIM, other=0.0)
+        if slot >= 0:
+            row = (slot // page_size * num_kv_heads + kv_head) * page_size + slot % page_size
+            tl.store(k_ptr + row * HEAD_DIM + h, own1, mask=h < half)
+            tl.store(k_ptr + row * HEAD_DIM + half + h, own2, mask=h < half)
+            tl.store(v_ptr + row * HEAD_DIM + d, own, mask=d < HEAD_DIM)
+            tl.debug_barrier()  # other threads of this program read them
+        if EARLY and begin + 1 == end:  # its block was taken without it
+            score = tl.sum(q1.to(tl.float32) * own1.to(tl.float32)[None, :], 1)
+            score = (score + tl.sum(q2.to(tl.float32) * own2.to(tl.float32)[None, :], 1)) * scale
+            new_best = tl.maximum(best, score)
+            p = tl.exp2(score - new_best)
+            shrink = tl.exp2(best - new_best)
+            weight = weight * shrink + p
+            p = p.to(own.dtype).to(tl.float32)
+            acc = acc * shrink[:, None] + p[:, None] * own.to(tl.float32)[None, :]
+            best = new_best
+    if EARLY:
+        begin += 1
     for block in tl.range(begin, end, num_stages=STAGES):
-        at = block * BLOCK + tl.arange(0, BLOCK)
-        page = tl.load(table + at // page_size, mask=at <= position, other=0).to(tl.int64)
-        row = ((page * num_kv_heads + kv_head) * page_size + at % page_size) * HEAD_DIM
-        seen = (at <= position) & (at > position - window)
-        keys = k_ptr + row[:, None] + h[None, :]
-        if half == HALF:  # what is not seen is no part of a score
-            k1 = tl.load(keys)
-            k2 = tl.load(keys + half)
-        else:
-            k1 = tl.load(keys, mask=(h < half)[None, :], other=0.0)
-            k2 = tl.load(keys + half, mask=(h < half)[None, :], other=0.0)
-        whole_v = seen[:, None] & (d < HEAD_DIM)[None, :]
-        v = tl.load(v_ptr + row[:, None] + d[None, :], mask=whole_v, other=0.0)
-        scores = tl.dot(q1, tl.trans(k1), input_precision="ieee")
-        scores = tl.dot(q2, tl.trans(k2), scores, input_precision="ieee") * scale
-        scores = tl.where(seen[None, :], scores, float("-inf"))
-        new_best = tl.maximum(best, tl.max(scores, 1))
-        safe = tl.where(new_best == float("-inf"), 0.0, new_best)
-        p = tl.exp2(scores - safe[:, None])
-        shrink = tl.exp2(best - safe)
-        weight = weight * shrink + tl.sum(p, 1)
-        acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
-        best = new_best
+        k1, k2, v, seen = _block(
+            k_ptr, v_ptr, table, block, position, *shape, HEAD_DIM, HALF, DIM, BLOCK
+        )
+        best, weight, acc = _attend(q1, q2, k1, k2, v, seen, scale, best, weight, acc)
 
     kind = out_ptr.dtype.element_ty
     heads = t.to(tl.int64) * num_heads + kv_head * HEADS + g
@@ -289,6 +352,7 @@ def decode(
         SPLITS=splits,
         BLOCK=BLOCK if splits > 1 else 2 * BLOCK,
         STAGES=STAGES,
+        EARLY=num_tokens * num_kv_heads * splits <= 2 * multiprocessors(device),
         num_warps=4,
         **overlap(device),
     )

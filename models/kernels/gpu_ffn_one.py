@@ -15,50 +15,12 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from ..batch import Routing
 from ..config import Activation
 from .gpu_gated import activate
-from .gpu_launch import overlap
+from .gpu_launch import multiprocessors, overlap
+from .gpu_list import listed
 from .sizes import ceil_div, power_of_two
 
-BLOCK = 1024  # neurons that one program lists
-PROGRAMS = 132  # that share the neurons of one token: one for each of a Hopper's multiprocessors
 NEURONS, STAGES, WARPS = 2, 4, 8  # at a time, under way, and who multiplies them, in 16 bits
 COLUMNS = 32  # of the partial sums that one program adds
-
-
-@triton.jit
-def list_kernel(
-    mask_ptr,
-    chosen_ptr,
-    list_ptr,
-    total_ptr,
-    num_neurons,
-    ALL: tl.constexpr,
-    BLOCK: tl.constexpr,
-    ROUTED: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """One token's kept neurons, and how many they are: in order, but experts as they were chosen. A
-    program lists one block of one expert, and counts what comes before it."""
-    block, expert = tl.program_id(0), 0
-    a = tl.arange(0, ALL)
-    n = block * BLOCK + tl.arange(0, BLOCK)
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
-    before = 0
-    if ROUTED:
-        for other in range(tl.program_id(1)):
-            earlier = mask_ptr + tl.load(chosen_ptr + other) * num_neurons
-            there = tl.load(earlier + a, mask=a < num_neurons, other=0)
-            before += tl.sum(there.to(tl.int32), 0)
-        expert = tl.load(chosen_ptr + tl.program_id(1)).to(tl.int32)
-    mask_ptr += expert * num_neurons
-    there = tl.load(mask_ptr + a, mask=a < block * BLOCK, other=0)
-    before += tl.sum(there.to(tl.int32), 0)
-    kept = tl.load(mask_ptr + n, mask=n < num_neurons, other=0).to(tl.int32)
-    place = before + tl.cumsum(kept, 0) - kept
-    tl.store(list_ptr + place, expert * num_neurons + n, mask=kept != 0)
-    if (block == tl.num_programs(0) - 1) & (tl.program_id(1) == tl.num_programs(1) - 1):
-        tl.store(total_ptr, before + tl.sum(kept, 0))
 
 
 @triton.jit
@@ -170,35 +132,17 @@ def sparse(
     weighted; the mask of an expert that the token was not sent to is not read.
     """
     hidden, total, device = x.shape[1], gate_up.shape[0], x.device
-    num_experts, num_chosen, chosen, weights = 1, 1, None, None
-    if routing is not None:
-        num_experts, num_chosen = routing.weights.shape[1], routing.chosen.shape[1]
-        chosen, weights = routing.chosen, routing.weights
-    num_neurons = total // num_experts
-    shared = {"ROUTED": routing is not None, **overlap(device)}
-    kept = torch.empty(total, dtype=torch.int32, device=device)
-    count = torch.empty(1, dtype=torch.int32, device=device)
-    list_kernel[(ceil_div(num_neurons, BLOCK), num_chosen)](
-        mask.view(torch.uint8),
-        chosen,
-        kept,
-        count,
-        num_neurons,
-        ALL=power_of_two(num_neurons),
-        BLOCK=BLOCK,
-        **shared,
-    )
+    num_neurons = total if routing is None else total // routing.weights.shape[1]
     half = x.element_size() == 2
-    programs = min(PROGRAMS, ceil_div(total, 2))
+    programs = min(multiprocessors(device), ceil_div(total, 2))
     partial = torch.empty(programs, hidden, dtype=torch.float32, device=device)
     one_kernel[(programs,)](
         x,
         norm,
         gate_up,
         down,
-        weights,
-        kept,
-        count,
+        None if routing is None else routing.weights,
+        *listed(mask, routing),
         partial,
         threshold,
         eps,
@@ -209,8 +153,9 @@ def sparse(
         STAGES=STAGES if half else 3,
         ACTIVATION=activation.value,
         NORM=norm is not None,
+        ROUTED=routing is not None,
         num_warps=WARPS if hidden > 1024 else 4,
-        **shared,
+        **overlap(device),
     )
     out = torch.empty_like(x)
     sum_kernel[(ceil_div(hidden, COLUMNS),)](

@@ -7,6 +7,7 @@ kernel wrote, and before it writes anything.
 """
 
 from functools import cache
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,6 +21,15 @@ def overlap(device: torch.device) -> dict[str, bool]:
     if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9:
         return {"PDL": True, "launch_pdl": True}
     return {"PDL": False}
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """How many there are; a Hopper's number where kernels are interpreted."""
+    if device.type != "cuda":
+        return 132
+    properties = cast("Any", torch.cuda.get_device_properties(device))
+    return properties.multi_processor_count
 
 
 @cache

@@ -16,12 +16,12 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..batch import Routing
-from .gpu_launch import counters, overlap
+from .gpu_launch import counters, multiprocessors, overlap
 from .sizes import ceil_div, power_of_two, power_of_two_in
 
 MAX_TOKENS = 64
 ROWS = 64  # of a tile: what one warp group multiplies at once
-PROGRAMS = 96  # from which on splitting the columns costs more than it brings
+PER_PROCESSOR, MAX_SPLITS = 2, 8  # programs that a multiprocessor holds; of the columns
 ELEMENTS = 16384  # of the weights that a program of one token holds
 WHOLE = 1024  # elements that four warps load 16 bytes a thread of
 
@@ -155,6 +155,7 @@ def few_kernel(
     SPLITS: tl.constexpr,
     EXPERTS: tl.constexpr,
     TOKENS: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
@@ -164,10 +165,13 @@ def few_kernel(
     ROUTED: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """A few tokens [T, WIDTH] over a tile of rows and a share of the columns; the last program of a
-    tile adds the shares. A mask of a token that the router sent elsewhere is false."""
+    """A few tokens [T, WIDTH] over ROWS of the weight, on a tile of BLOCK_N, and a share of the
+    columns; the last program of a tile adds the shares. A mask of a token that the router sent
+    elsewhere is false."""
     tile, split = tl.program_id(0), tl.program_id(1)
-    rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    n = tl.arange(0, BLOCK_N)
+    rows = tile * ROWS + n
+    wanted = (n < ROWS) & (rows < num_rows)
     k = tl.arange(0, BLOCK_K)
     t = tl.arange(0, TOKENS)
     if PDL:
@@ -175,26 +179,25 @@ def few_kernel(
         gdc_wait()
     routed = t < num_tokens
     if ROUTED:
-        expert = tile * BLOCK_N // expert_rows
+        expert = tile * ROWS // expert_rows
         sent = tl.load(routing_ptr + t * EXPERTS + expert, mask=t < num_tokens, other=0.0)
         routed = sent != 0
         if tl.max(routed.to(tl.int32), 0) == 0:
             return
         if PER_EXPERT:
             x_ptr += expert * WIDTH
-    row = weight_ptr + tl.minimum(rows, num_rows - 1).to(tl.int64)[:, None] * STRIDE
+    row = weight_ptr + rows.to(tl.int64)[:, None] * STRIDE
     share: tl.constexpr = WIDTH // SPLITS
     acc = tl.zeros((BLOCK_N, TOKENS), tl.float32)
     for start in tl.range(split * share, (split + 1) * share, BLOCK_K, num_stages=STAGES):
         at = start + k
-        w = tl.load(row + at[None, :])
+        w = tl.load(row + at[None, :], mask=wanted[:, None], other=0.0)
         x = tl.load(
             x_ptr + t[None, :] * x_stride + at[:, None], mask=t[None, :] < num_tokens, other=0.0
         )
         acc = tl.dot(w, x, acc, input_precision="ieee")
     last = True
     if SPLITS > 1:
-        n = tl.arange(0, BLOCK_N)
         place = partial_ptr + (tile * SPLITS * BLOCK_N + n[:, None]) * TOKENS + t[None, :]
         tl.store(place + split * BLOCK_N * TOKENS, acc)
         tl.debug_barrier()
@@ -206,16 +209,18 @@ def few_kernel(
             for part in tl.static_range(SPLITS):
                 acc += tl.load(place + part * BLOCK_N * TOKENS, cache_modifier=".cg")
         at = t[None, :] * num_rows + rows[:, None]
-        inside = (t[None, :] < num_tokens) & (rows[:, None] < num_rows)
+        inside = (t[None, :] < num_tokens) & wanted[:, None]
         if ADD:
             acc = acc * scale + tl.load(add_ptr + at, mask=inside, other=0.0).to(tl.float32)
         y = _finish(acc, threshold, EPILOGUE, out_ptr.dtype.element_ty)
         if EPILOGUE == 2:
             y = tl.where(routed[None, :], y, 0)
         if EPILOGUE == 3:
-            pair = tile * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+            half = tl.arange(0, BLOCK_N // 2)
+            pair = tile * (ROWS // 2) + half
+            there = (half < ROWS // 2) & (pair < num_rows // 2)
             at = t[None, :] * (num_rows // 2) + pair[:, None]
-            inside = (t[None, :] < num_tokens) & (pair[:, None] < num_rows // 2)
+            inside = (t[None, :] < num_tokens) & there[:, None]
         tl.store(out_ptr + at, y, mask=inside)
 
 
@@ -261,7 +266,7 @@ def multiply(
         **overlap(x.device),
     }
     expert_rows = num_rows // num_experts
-    if x.shape[0] > 1:
+    if x.shape[0] > 1 or (norm is None and _long(x, weight, routing)):
         return _few(x, weight, add, out, routing, threshold, scale, expert_rows, shared)
     width = weight.shape[1]
     columns = power_of_two_in(width)
@@ -306,13 +311,15 @@ def _few(
     shared: dict[str, int | bool],
 ) -> Tensor:
     num_tokens, (num_rows, width), device = x.shape[0], weight.shape, x.device
-    rows = ROWS if routing is None else max(16, min(ROWS, power_of_two_in(expert_rows)))
     columns = min(128, power_of_two_in(width))
-    tiles, splits = ceil_div(num_rows, rows), 1
-    while tiles * splits < PROGRAMS and width % (2 * splits * columns) == 0 and splits < 8:
-        splits *= 2
+    if routing is None:
+        block, (rows, splits) = ROWS, _shares(num_rows, width // columns, device)
+    else:
+        block = rows = max(16, min(ROWS, power_of_two_in(expert_rows)))
+        splits = 1
+    tiles = ceil_div(num_rows, rows)
     tokens, half = power_of_two(max(16, num_tokens)), x.element_size() == 2
-    size = tiles * splits * rows * tokens if splits > 1 else 0
+    size = tiles * splits * block * tokens if splits > 1 else 0
     few_kernel[(tiles, splits)](
         x,
         weight,
@@ -330,10 +337,32 @@ def _few(
         SPLITS=splits,
         EXPERTS=1 if routing is None else routing.weights.shape[1],
         TOKENS=tokens,
-        BLOCK_N=rows,
+        ROWS=rows,
+        BLOCK_N=block,
         BLOCK_K=columns if half else min(32, columns),
         STAGES=(4 if columns == 128 else 6) if half else 2,
         num_warps=4,
         **shared,
     )
     return out
+
+
+def _long(x: Tensor, weight: Tensor, routing: Routing | None) -> bool:
+    """Whether even one token is multiplied faster on tiles: many short rows, as of a predictor."""
+    (num_rows, width), half = weight.shape, x.element_size() == 2
+    return half and routing is None and num_rows >= 8 * width and power_of_two_in(width) >= 128
+
+
+def _shares(num_rows: int, num_blocks: int, device: torch.device) -> tuple[int, int]:
+    """Rows of a tile and splits of the columns, such that every multiprocessor gets as much to read
+    as any other: the one that reads the most is who all wait for."""
+    programs, splits = PER_PROCESSOR * multiprocessors(device), 1
+    while (
+        splits < MAX_SPLITS
+        and 2 * splits * num_rows <= programs * ROWS
+        and num_blocks % (2 * splits) == 0
+    ):
+        splits *= 2
+    waves = ceil_div(splits * num_rows, programs * ROWS)
+    rows = ceil_div(splits * num_rows, waves * programs)
+    return min(ROWS, rows + rows % 2), splits  # even, for pairs

@@ -60,6 +60,11 @@ def test_attention(heads, kv_heads, dim, window):
     check_attention([1, 17, 150], heads, kv_heads, dim, window)
 
 
+def test_many_blocks_of_one_share():
+    check_attention([4500], 2, 1, 16, None)
+    check_attention([2500], 2, 1, 16, 2200)
+
+
 def check_prefill(lens, heads, kv_heads, dim, window, dtype=torch.float32, page_size=16):
     num_pages = len(lens) * -(-max(total for _, total in lens) // page_size) + 2
     batch = batch_of(lens, page_size, num_pages)
@@ -113,7 +118,7 @@ def test_a_slot_below_zero_is_written_nowhere():
 
 
 def test_shares_of_the_context_depend_on_the_token_count_alone():
-    assert [gpu_attention.num_splits_for(t, 8) for t in (1, 8, 16, 32, 256)] == [16, 8, 4, 2, 1]
+    assert [gpu_attention.num_splits_for(t, 8) for t in (1, 8, 16, 32, 256)] == [32, 8, 4, 2, 1]
 
 
 @gpu_only

@@ -8,7 +8,7 @@ from on_gpu import DEVICE, close, gpu_only, random
 
 from turbosparse.models.batch import FfnMode
 from turbosparse.models.config import Activation
-from turbosparse.models.kernels import gpu, ops, reference
+from turbosparse.models.kernels import gpu, gpu_ffn_few, ops, reference
 
 SPARSE = [a for a in Activation if a.is_sparse]
 
@@ -32,6 +32,11 @@ def check_ffn(num_tokens, hidden, neurons, activation, mode, density, dtype=torc
 def test_ffn(num_tokens, hidden, neurons, mode):
     for activation in SPARSE:
         check_ffn(num_tokens, hidden, neurons, activation, mode, 0.2)
+
+
+def test_more_listed_neurons_than_fit_the_programs_at_once(monkeypatch):
+    monkeypatch.setattr(gpu_ffn_few, "multiprocessors", lambda device: 1)
+    check_ffn(3, 32, 300, Activation.DRELU, FfnMode.TOKEN, 0.7)
 
 
 def test_token_and_union_are_one_path_and_one_to_measure():
