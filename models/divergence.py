@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from .decoder import Decoder
+from .neurons import chosen
 from .sequence import Observed, observe, random_ids
-from .sparsity.ffn import SparseFFN
-from .sparsity.predictor import OraclePredictor
 
 NUM_TOKENS = 64
 
@@ -41,11 +40,9 @@ def measure(decoder: Decoder, exact: Observed) -> Divergence:
     seen = baseline(decoder)
     kept, active, hits = 0.0, 0, 0
     for layer, (x, residual) in zip(decoder.layers, seen.ffn_inputs, strict=True):
-        ffn = layer.get_submodule("ffn")
-        assert isinstance(ffn, SparseFFN)
-        assert ffn.predictor is not None
-        mask = ffn.predictor.select(residual, x)
-        truth = OraclePredictor(ffn.gate_up, ffn.activation, ffn.threshold).select(residual, x)
+        found = chosen(layer.get_submodule("ffn"), x, residual)
+        assert found is not None, "predictors are attached to sparse layers alone"
+        mask, truth = found
         kept += mask.float().mean().item() / len(decoder.layers)
         active += int(truth.sum())
         hits += int((mask & truth).sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,28 +21,64 @@ class Observed:
     logits: Tensor  # [T, vocab] float32
     ffn_inputs: list[tuple[Tensor, Tensor]]  # per layer: x and the residual, [T, hidden] each
     active: Tensor  # [layers] float32, the active fraction; zero where no neuron can be skipped
-    union: Tensor  # [layers] float32, the share that any of the T tokens computes
+    union: Tensor  # [layers] float32, the share that any token of a step computes
 
 
 @torch.inference_mode()
-def observe(decoder: Decoder, ids: Tensor) -> Observed:
-    """Run ids [T] int64 through the decoder over a cache of their own."""
-    inputs: list[tuple[Tensor, Tensor]] = []
+def observe(
+    decoder: Decoder,
+    ids: Tensor,
+    *,
+    mode: FfnMode = FfnMode.DENSE,
+    threshold: float | None = None,
+    step: int | None = None,
+) -> Observed:
+    """Run ids [T] int64 through the decoder over a cache of their own, `step` tokens at a time.
 
-    def look(_: nn.Module, args: tuple[Tensor, Norm]) -> None:
-        residual, norm = args[:2]
-        inputs.append((decoder.ops.rms_norm(residual, norm.weight, norm.eps), residual))
-
+    `threshold` stands instead of its predictors' own: minus infinity keeps every neuron.
+    """
+    inputs: list[list[tuple[Tensor, Tensor]]] = [[] for _ in decoder.layers]
+    hooks = [
+        layer.get_submodule("ffn").register_forward_pre_hook(_look(decoder, found))
+        for layer, found in zip(decoder.layers, inputs, strict=True)
+    ]
+    cache, step = sequence_cache(decoder, len(ids)), step or len(ids)
+    logits: list[Tensor] = []
     active = torch.zeros(len(decoder.layers), len(ids), device=ids.device)
     union = torch.zeros(len(decoder.layers), device=ids.device)
-    batch = replace(sequence_batch(ids), active=active, union=union)
-    hooks = [layer.get_submodule("ffn").register_forward_pre_hook(look) for layer in decoder.layers]
+    starts = range(0, len(ids), step)
     try:
-        logits = decoder(batch, sequence_cache(decoder, len(ids)))
+        for start in starts:
+            batch = sequence_batch(ids[: start + step], mode, start, threshold)
+            here = active[:, start : start + step]
+            logits.append(decoder(replace(batch, active=here, union=union), cache))
     finally:
         for hook in hooks:
             hook.remove()
-    return Observed(logits, inputs, active.mean(-1), union)
+    return Observed(
+        torch.cat(logits),
+        [_joined(found) for found in inputs],
+        active.mean(-1),
+        union / len(starts),
+    )
+
+
+def _look(
+    decoder: Decoder, found: list[tuple[Tensor, Tensor]]
+) -> Callable[[nn.Module, tuple[Tensor, Norm]], None]:
+    """A hook that keeps what an FFN is given."""
+
+    def look(_: nn.Module, args: tuple[Tensor, Norm]) -> None:
+        residual, norm = args[:2]
+        found.append((decoder.ops.rms_norm(residual, norm.weight, norm.eps), residual))
+
+    return look
+
+
+def _joined(steps: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    if len(steps) == 1:
+        return steps[0]
+    return torch.cat([x for x, _ in steps]), torch.cat([residual for _, residual in steps])
 
 
 def random_ids(decoder: Decoder, num_tokens: int) -> Tensor:
@@ -52,21 +89,34 @@ def random_ids(decoder: Decoder, num_tokens: int) -> Tensor:
     return ids.to(decoder.embedding.device)
 
 
-def sequence_batch(ids: Tensor, mode: FfnMode = FfnMode.DENSE) -> ForwardBatch:
-    """All T tokens of one sequence as one step, on one page; every one's logits are wanted."""
-    places = torch.arange(len(ids), device=ids.device)
+def sequence_batch(
+    ids: Tensor,
+    mode: FfnMode = FfnMode.DENSE,
+    num_computed: int = 0,
+    threshold: float | None = None,
+) -> ForwardBatch:
+    """One sequence's tokens from `num_computed` on as one step, on one page; every one's logits
+    are wanted."""
+    places = torch.arange(num_computed, len(ids), device=ids.device)
+    num_new = len(places)
     return ForwardBatch(
-        token_ids=ids,
+        token_ids=ids[num_computed:],
         positions=places,
         slots=places,
         request_ids=torch.zeros_like(places),
         page_tables=torch.zeros(1, 1, dtype=torch.int32, device=ids.device),
-        query_lens=(len(ids),),
+        query_lens=(num_new,),
         context_lens=(len(ids),),
-        sample_at=places,
+        sample_at=places - num_computed,
         ffn_mode=mode,
-        query_starts=torch.tensor([0, len(ids)], dtype=torch.int32, device=ids.device),
+        query_starts=torch.tensor([0, num_new], dtype=torch.int32, device=ids.device),
+        thresholds=limits_of(threshold, num_new, ids.device),
     )
+
+
+def limits_of(threshold: float | None, num_tokens: int, device: torch.device) -> Tensor | None:
+    """The same threshold for every token: [T] float32; None leaves it to the predictors."""
+    return None if threshold is None else torch.full((num_tokens,), threshold, device=device)
 
 
 def sequence_cache(decoder: Decoder, num_tokens: int) -> list[LayerCache]:
