@@ -15,8 +15,9 @@ import time
 from itertools import pairwise
 
 import httpx
-from machine import facts, processor
+from machine import facts
 
+from turbosparse.models.machine import processor
 from turbosparse.server.commands.bench import served
 
 STREAMS = 8

@@ -11,12 +11,12 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from machine import processor
 
 from turbosparse.models.batch import FfnMode
 from turbosparse.models.config import Activation, ModelConfig
 from turbosparse.models.kernels import ops
 from turbosparse.models.layers import Norm
+from turbosparse.models.machine import processor
 from turbosparse.models.random_weights import plant_thresholds
 from turbosparse.models.sequence import sequence_batch
 from turbosparse.models.sparsity.ffn import SparseFFN

@@ -19,10 +19,11 @@ from urllib.request import urlopen
 
 import torch
 from decode import Step
-from machine import facts, processor
+from machine import facts
 
 from turbosparse.models.batch import FfnMode
 from turbosparse.models.load import DTYPES, load
+from turbosparse.models.machine import processor
 from turbosparse.models.tools import shapes
 from turbosparse.server.commands.bench import Load, Target, run_load, served
 

@@ -23,13 +23,14 @@ from pathlib import Path
 
 import torch
 from decode import PAGE_SIZE, caches, decode_batch
-from machine import facts, processor
+from machine import facts
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from turbosparse.models.batch import FfnMode
 from turbosparse.models.decoder import Decoder
 from turbosparse.models.load import DTYPES, load
+from turbosparse.models.machine import processor
 from turbosparse.models.sequence import observe, random_ids
 from turbosparse.models.tools import shapes
 

@@ -21,8 +21,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
-from machine import processor
-
+from turbosparse.models.machine import processor
 from turbosparse.server.commands.bench import (
     TURBOSPARSE,
     Load,

@@ -24,9 +24,10 @@ from multiprocessing.connection import Connection
 
 import psutil
 import uvicorn
-from machine import facts, processor
+from machine import facts
 
 from turbosparse.engine import logs
+from turbosparse.models.machine import processor
 from turbosparse.server.app import Edge, create_app
 from turbosparse.server.checkpoint import locate
 from turbosparse.server.draining import Server

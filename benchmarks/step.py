@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 from decode import Step
-from machine import facts, processor
+from machine import facts
 from profile_steps import table
 from rivals import Rival
 from roof import PAPER_ROOF, bandwidth
@@ -41,6 +41,7 @@ from turbosparse.models.calibration import calibrate
 from turbosparse.models.decoder import Decoder
 from turbosparse.models.kernels import ops
 from turbosparse.models.load import DTYPES, load
+from turbosparse.models.machine import processor
 from turbosparse.models.sparsity.policy import FfnPolicy
 from turbosparse.models.tools import shapes
 

@@ -22,7 +22,7 @@ from ..models.batch import FfnMode, ForwardBatch
 from ..models.config import ModelError
 from ..models.decoder import Decoder
 from ..models.kernels import ops
-from ..models.load import DTYPES, LoadedModel, load, read_config
+from ..models.load import LoadedModel, choose_device, choose_dtype, load, read_config
 from ..models.sequence import random_ids, sequence_batch, sequence_cache
 from ..models.sparsity.policy import FfnPolicy
 from . import inputs, kv_cache, sampler, scoring
@@ -216,8 +216,10 @@ def _read_logprobs(
 def build_runner(config: EngineConfig) -> tuple[ModelRunner, EngineInfo]:
     """Load the model, measure its FFN modes and take the memory; raises ModelError."""
     directory = Path(config.model)
-    device, dtype = _device(config.device), _dtype(config, directory)
-    max_positions = read_config(directory)[1].max_positions
+    described = read_config(directory)[1]
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device, described)
+    max_positions = described.max_positions
     max_model_len = config.max_model_len or max_positions
     if max_model_len > max_positions:
         raise ModelError(
@@ -345,26 +347,3 @@ def _timings(policy: FfnPolicy) -> list[FfnTiming]:
         )
         for size, times in sorted(policy.seconds.items())
     ]
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ModelError(f"device={name!r} is not a device: cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError(f"device={name!r}: this machine has no CUDA device that torch can use")
-    return device
-
-
-def _dtype(config: EngineConfig, directory: Path) -> torch.dtype:
-    """fp32 on a CPU, where our kernels compute in it; the checkpoint's own on a GPU."""
-    name = config.dtype
-    if name == "auto":
-        on_cpu = _device(config.device).type == "cpu"
-        name = "float32" if on_cpu else read_config(directory)[1].dtype
-    if name not in DTYPES:
-        raise ModelError(f"dtype={name!r} is not one of {', '.join(DTYPES)}")
-    return DTYPES[name]

@@ -52,6 +52,28 @@ def read_config(directory: Path) -> tuple[Family, ModelConfig]:
     return family, family.parse(settings)
 
 
+def choose_device(name: str) -> torch.device:
+    """cpu, cuda or cuda:N; auto is a GPU where there is one. Raises ModelError."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ModelError(f"device={name!r} is not a device: cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError(f"device={name!r}: this machine has no CUDA device that torch can use")
+    return device
+
+
+def choose_dtype(name: str, device: torch.device, config: ModelConfig) -> torch.dtype:
+    """auto: fp32 on a CPU, where our kernels compute in it; the checkpoint's own on a GPU."""
+    if name == "auto":
+        name = "float32" if device.type == "cpu" else config.dtype
+    if name not in DTYPES:
+        raise ModelError(f"dtype={name!r} is not one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
 def load(
     directory: Path,
     device: torch.device,

@@ -14,6 +14,7 @@ import psutil
 import torch
 
 from ... import __version__
+from ...models.machine import processor
 from ..flags import PREFIX
 
 PACKAGES = (
@@ -44,20 +45,11 @@ def _machine() -> dict[str, str]:
         "python": f"{platform.python_version()} ({sys.executable})",
         "system": platform.platform(),
         "libc": " ".join(platform.libc_ver()),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": f"{len(os.sched_getaffinity(0))} of {os.cpu_count()}",
         "memory": f"{memory.total / 2**30:.1f} GiB, {memory.available / 2**30:.1f} GiB available",
         "vector units": torch.backends.cpu.get_cpu_capability(),
     }
-
-
-def _processor() -> str:
-    """What /proc calls it; platform.processor() is empty on most Linux systems."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.partition(":")[2].strip() for line in lines if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.machine()
 
 
 def _gpus() -> dict[str, str]:
