@@ -24,6 +24,7 @@ COMMANDS = {
     "chat": ("chat", "talk to a server"),
     "complete": ("complete", "what follows a text, from a server"),
     "bench": ("bench", "measure a server under load, over HTTP"),
+    "evaluate": ("evaluate", "measure what a model computes, on text and on tasks"),
     "run-batch": ("run_batch", "answer a file of requests, without a server"),
     "collect-env": ("collect_env", "describe this machine, for a bug report"),
 }

@@ -1,0 +1,133 @@
+"""Which runs of a model are compared on text: as served, dense, without its mask, approximate."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..batch import FfnMode
+from ..config import ModelError
+from ..decoder import Decoder
+from ..load import LoadedModel
+from ..progress import track
+from .fidelity import Continuations, Measured, Run, compare, continue_both
+from .text import bos_ids, read_tokenizer, read_windows
+
+STEP = 64  # tokens: the largest step whose neurons are skipped on a GPU too
+PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 16, 32, 64  # of the greedy texts
+LARGEST_WINDOW = 2048
+THRESHOLDS = (-2.0, -1.0, 0.5, 1.0)
+EXACT, DENSE, MASK_OFF, APPROXIMATE = "exact", "dense", "mask off", "approximate"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to measure. `window` None: the context, at most `LARGEST_WINDOW`. `thresholds` None:
+    `THRESHOLDS`, where the model has predictors."""
+
+    text: Path
+    num_tokens: int
+    window: int | None
+    batch_sizes: tuple[int, ...]
+    thresholds: tuple[float, ...] | None
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class OnText:
+    """What was measured, and on how much."""
+
+    window: int
+    num_windows: int
+    runs: list[Measured]
+    continuations: dict[str, Continuations]  # of the run with this name, and the first one
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "window": self.window,
+            "num_windows": self.num_windows,
+            "num_tokens": self.runs[0].num_tokens,
+            "runs": [run.as_json() for run in self.runs],
+            "continuations": {name: asdict(c) for name, c in self.continuations.items()},
+        }
+
+
+def evaluate(model: LoadedModel, directory: Path, plan: Plan) -> OnText:
+    """Measure a loaded model on a text; raises ModelError, naming what cannot be."""
+    windows = read(model.decoder, directory, plan)
+    runs = runs_of(model, plan.thresholds)
+    shuffled = list(windows)  # so that neighbours are of different articles
+    random.Random(plan.seed).shuffle(shuffled)
+    measured = compare(
+        runs, track(shuffled, "Measuring"), batch_sizes=plan.batch_sizes, seed=plan.seed
+    )
+    return OnText(len(windows[0]), len(windows), measured, _continuations(runs, shuffled))
+
+
+def read(decoder: Decoder, directory: Path, plan: Plan) -> list[Tensor]:
+    """The windows of the plan's text: token ids alone, at most as many as it says."""
+    window = plan.window or min(decoder.num_positions, LARGEST_WINDOW)
+    if window > decoder.num_positions:
+        raise ModelError(
+            f"--window={window} is more than the model's {decoder.num_positions} positions"
+        )
+    tokenizer = read_tokenizer(directory)
+    start, vocabulary = bos_ids(directory, tokenizer), decoder.config.vocab_size
+    found = list(read_windows(plan.text, "--text", tokenizer, window, start, plan.num_tokens))
+    largest = max(int(ids.max()) for ids in found)
+    if largest >= vocabulary:
+        raise ModelError(
+            f"tokenizer.json has an id {largest}, the model a vocabulary of {vocabulary}"
+        )
+    return found
+
+
+def runs_of(model: LoadedModel, thresholds: Sequence[float] | None) -> list[Run]:
+    """The first one is exact; the others are held against it."""
+    decoder = model.decoder
+    if not decoder.config.activation.is_sparse:
+        if thresholds:
+            raise ModelError(f"--thresholds: nothing can be skipped in a {_act(decoder)} model")
+        return [Run(EXACT, decoder)]
+    has_predictors = decoder.threshold is not None
+    if thresholds and not has_predictors:
+        raise ModelError("--thresholds: this model has no predictors; --predictors adds some")
+    # beside separate predictors an exact request keeps every neuron: what is zero is zero by itself
+    own = None if model.exact else -math.inf
+    runs = [
+        Run(EXACT, decoder, FfnMode.UNION, own, STEP),
+        Run(DENSE, decoder, FfnMode.DENSE, own, skips=False),
+    ]
+    if not model.exact:
+        runs.append(Run(APPROXIMATE, decoder, FfnMode.UNION, None, STEP))
+    elif has_predictors:
+        runs.append(Run(MASK_OFF, decoder, threshold=-math.inf))
+    if has_predictors:
+        sweep = THRESHOLDS if thresholds is None else thresholds
+        runs += [Run(f"threshold {t:g}", decoder, threshold=t) for t in sorted(set(sweep))]
+    return runs
+
+
+def _act(decoder: Decoder) -> str:
+    return decoder.config.activation.value
+
+
+def _continuations(runs: Sequence[Run], windows: Sequence[Tensor]) -> dict[str, Continuations]:
+    """Greedy texts of all runs but the thresholds', from the beginnings of windows."""
+    length = min(PROMPT_TOKENS, len(windows[0]))
+    room = runs[0].decoder.num_positions - length
+    prompts = torch.stack([ids[:length] for ids in windows[:PROMPTS]])
+    if room < 1:
+        return {}
+    return {
+        run.name: continue_both(runs[0], run, prompts, min(NEW_TOKENS, room))
+        for run in track(runs[1:], "Continuing")
+        if run.name in (DENSE, MASK_OFF, APPROXIMATE)
+    }

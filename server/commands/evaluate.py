@@ -1,0 +1,319 @@
+"""`turbosparse evaluate`: what a model computes, on text and on tasks, exact and otherwise.
+
+Text goes through the decoder in this process; tasks are asked of a server, over HTTP.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import shlex
+import tempfile
+import time
+from collections.abc import Generator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import httpx
+import torch
+
+from ... import __version__
+from ...models.fields import Json
+from ...models.kernels import ops
+from ...models.load import choose_device, choose_dtype, load, read_config
+from ...models.machine import commit, processor, software
+from ...models.tools import evaluation, report, verdict
+from ...models.tools.fidelity import BATCH_SIZES
+from .. import flags
+from ..checkpoint import Located, locate, locate_predictors
+from ..flags import SettingsError, flag
+from .bench import served
+from .client import ClientError
+from .exam import Question, read_exam, take
+from .lm_eval import Scores, find_lm_eval, run_tasks
+
+VERSION = 1  # of evaluation.json
+KEEPS_ALL = -1e6  # the lowest threshold that the API takes: below every score
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateFlags:
+    """What to measure, on what."""
+
+    model: str | None = flag(
+        None, "a checkpoint, or owner/name on the Hub; default: the bundled model", positional=True
+    )
+    text: str | None = flag(None, "a UTF-8 text file, or one packed as .gz, to measure on")
+    tokens: int = flag(32_768, "of the text, at most", low=2)
+    window: int | None = flag(
+        None, "tokens seen together; default: the context, at most 2048", low=2
+    )
+    predictors: str | None = flag(None, "separate predictors, to hold against the exact model")
+    thresholds: tuple[float, ...] = flag(
+        (), "other thresholds of the predictors to try; default: -2,-1,0.5,1"
+    )
+    batch_sizes: tuple[int, ...] = flag(BATCH_SIZES, "tokens whose union is measured", low=1)
+    exam: tuple[str, ...] = flag((), "files of questions with answers, JSON lines")
+    lm_eval: tuple[str, ...] = flag((), "tasks of lm-evaluation-harness")
+    include_path: str | None = flag(None, "a folder with lm-evaluation-harness tasks of your own")
+    url: str | None = flag(
+        None, "ask the exam and the tasks of this server, instead of one of ours"
+    )
+    api_key: tuple[str, ...] = flag((), "its key", secret=True)
+    out: str = flag("evaluation", "folder for evaluation.json and evaluation.html")
+    device: str = flag("auto", "auto, cpu, cuda or cuda:N")
+    dtype: str = flag("auto", "auto, float32, bfloat16 or float16")
+    threads: int | None = flag(None, "CPU threads; default: all cores", low=1)
+    seed: int = flag(0, "of the order of the text's windows")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A server to ask, and what it says that it is."""
+
+    url: str
+    key: str
+    name: str
+    info: Json
+
+    def functions(self) -> dict[str, Json]:
+        """What it can compute, by name, and a request's fields for each."""
+        if not self.info["exact"]:
+            return {evaluation.APPROXIMATE: {}}
+        found: dict[str, Json] = {evaluation.EXACT: {}}
+        if self.info["threshold"] is not None:
+            keeps_all = {"mode": "approximate", "threshold": KEEPS_ALL}
+            found[evaluation.MASK_OFF] = {"sparsity": keeps_all}
+        return found
+
+
+@dataclass(slots=True)
+class Found:
+    """What was measured so far, as it will be written."""
+
+    model: Json | None = None
+    text: Json | None = None
+    exam: dict[str, Json] = field(default_factory=dict[str, Json])  # function -> task -> score
+    tasks: dict[str, Scores] = field(default_factory=dict[str, Scores])
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    flags.add_arguments(parser, EvaluateFlags)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write both files and print the verdict; returns 1 where exact and dense disagree.
+
+    Raises SettingsError, CheckpointError, ClientError and ModelError.
+    """
+    chosen = flags.read(EvaluateFlags, vars(arguments))
+    questions = _check(chosen)
+    out = _folder(chosen.out)
+    located, predictors = locate(chosen.model), locate_predictors(chosen.predictors)
+    found = Found()
+    if chosen.text is not None:
+        _measure_text(found, chosen, located, predictors)
+    if questions or chosen.lm_eval:
+        for target in _targets(chosen, located, predictors):
+            _ask(found, chosen, target, located, questions)
+    record = _record(found, chosen)
+    _write(out, record)
+    print("\n".join(record["verdict"]))
+    print(f"wrote {out / 'evaluation.json'} and {out / 'evaluation.html'}")
+    return 1 if record["agrees"] is False else 0
+
+
+def _check(chosen: EvaluateFlags) -> list[Question]:
+    """The exam, read; raises SettingsError for what cannot be done, before anything is."""
+    if chosen.text is None and not chosen.exam and not chosen.lm_eval:
+        raise SettingsError("nothing to measure: give --text, --exam or --lm-eval")
+    if chosen.url is not None and not chosen.exam and not chosen.lm_eval:
+        raise SettingsError("--url is asked for an --exam or for --lm-eval, and neither is given")
+    if chosen.url is not None and chosen.model is None:
+        raise SettingsError(
+            "--url needs the MODEL that it serves beside it: its tokenizer and name"
+        )
+    if chosen.text is None and chosen.thresholds:
+        raise SettingsError("--thresholds are tried on a --text, and none is given")
+    if chosen.text is not None and not Path(chosen.text).is_file():
+        raise SettingsError(f"--text: there is no file {chosen.text}")
+    if chosen.include_path is not None and not Path(chosen.include_path).is_dir():
+        raise SettingsError(f"--include-path: there is no folder {chosen.include_path}")
+    if chosen.lm_eval:
+        find_lm_eval()
+    return [question for name in chosen.exam for question in read_exam(Path(name))]
+
+
+def _folder(name: str) -> Path:
+    """--out, made, and known to be writable."""
+    out = Path(name)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            return out
+    except OSError as error:
+        raise SettingsError(f"--out: {name} cannot be written: {error}") from error
+
+
+def _measure_text(
+    found: Found, chosen: EvaluateFlags, located: Located, predictors: str | None
+) -> None:
+    """The model is gone from memory afterwards: a server may need it."""
+    assert chosen.text is not None
+    config, device = read_config(located.directory)[1], choose_device(chosen.device)
+    dtype = choose_dtype(chosen.dtype, device, config)
+    model = load(
+        located.directory,
+        device,
+        dtype,
+        predictors=None if predictors is None else Path(predictors),
+        progress=True,
+    )
+    num_threads = chosen.threads or len(os.sched_getaffinity(0))
+    ops.set_num_threads(num_threads, model.decoder.ops)
+    plan = evaluation.Plan(
+        text=Path(chosen.text),
+        num_tokens=chosen.tokens,
+        window=chosen.window,
+        batch_sizes=chosen.batch_sizes,
+        thresholds=chosen.thresholds or None,
+        seed=chosen.seed,
+    )
+    measured = evaluation.evaluate(model, located.directory, plan)
+    found.text = {"file": Path(chosen.text).name, "seed": chosen.seed} | measured.as_json()
+    has_predictors = model.decoder.threshold is not None
+    found.model = _model(
+        located,
+        exact=model.exact,
+        has_predictors=has_predictors,
+        dtype=str(dtype).removeprefix("torch."),
+        num_parameters=model.num_parameters,
+        approximation=model.approximation,
+    )
+    del model
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _model(located: Located, *, exact: bool, has_predictors: bool, **facts: object) -> Json:
+    """What the model is, for the record."""
+    config = read_config(located.directory)[1]
+    owner = "own" if exact else "separate"
+    return {
+        "name": located.name,
+        "family": config.family,
+        "activation": config.activation.value,
+        "num_layers": config.num_layers,
+        "num_neurons": config.num_neurons,
+        "num_experts": config.num_experts,
+        "predictors": owner if has_predictors else None,
+    } | facts
+
+
+def _targets(chosen: EvaluateFlags, located: Located, predictors: str | None) -> Generator[Target]:
+    """The server that was named; else one of ours for each function, while it is asked."""
+    if chosen.url is not None:
+        yield _target(chosen.url, *chosen.api_key[:1])
+        return
+    same = ["--device", chosen.device, "--dtype", chosen.dtype, "--log-level", "warning"]
+    if chosen.threads is not None:
+        same += ["--threads", str(chosen.threads)]
+    for more in [[], *([["--predictors", predictors]] if predictors else [])]:
+        with served(str(located.directory), [*same, *more]) as url:
+            yield _target(url)
+
+
+def _target(url: str, key: str = "") -> Target:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        with httpx.Client(base_url=url, headers=headers) as http:
+            name = http.get("/v1/models").raise_for_status().json()["data"][0]["id"]
+            info = http.get("/health").raise_for_status().json()["engine"]
+    except (httpx.HTTPError, ValueError, KeyError) as error:
+        raise ClientError(f"{url} does not answer as a turbosparse server: {error}") from error
+    return Target(url, key, name, info)
+
+
+def _ask(
+    found: Found,
+    chosen: EvaluateFlags,
+    target: Target,
+    located: Located,
+    questions: list[Question],
+) -> None:
+    """The exam for each function that the server can compute, the tasks for the one it serves."""
+    functions = target.functions()
+    if questions:
+        for name, fields in functions.items():
+            scores = asyncio.run(take(target.url, target.key, questions, fields))
+            found.exam[name] = {task: score.as_json() for task, score in scores.items()}
+    if chosen.lm_eval:
+        found.tasks[next(iter(functions))] = run_tasks(
+            target.url,
+            target.key,
+            target.name,
+            located.directory,
+            int(str(target.info["max_model_len"])),
+            chosen.lm_eval,
+            chosen.include_path,
+        )
+    found.model = found.model or _model(
+        located,
+        exact=bool(target.info["exact"]),
+        has_predictors=target.info["threshold"] is not None,
+        dtype=target.info["dtype"],
+        num_parameters=target.info["num_parameters"],
+        approximation=target.info["approximation"],
+    )
+
+
+def _record(found: Found, chosen: EvaluateFlags) -> dict[str, Any]:
+    """All of it, as a reader of the JSON file gets it."""
+    record: dict[str, Any] = {"version": VERSION, "facts": _facts(chosen)} | asdict(found)
+    record = json.loads(json.dumps(record, allow_nan=False))
+    record["agrees"] = verdict.agrees(record)
+    record["verdict"] = verdict.verdict(record)
+    return record
+
+
+def _facts(chosen: EvaluateFlags) -> dict[str, str]:
+    """Where this was run, and how to run it again."""
+    on_gpu = chosen.device != "cpu" and torch.cuda.is_available()
+    return {
+        "machine": torch.cuda.get_device_name() if on_gpu else processor(),
+        "software": f"turbosparse {__version__}, " + software("torch", "triton"),
+        "commit": commit(),
+        "command": _command(chosen),
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+    }
+
+
+def _command(chosen: EvaluateFlags) -> str:
+    """The flags that are not as by default; no secret."""
+    words = ["turbosparse", "evaluate"]
+    for name, value in flags.changed(chosen).items():
+        parts = cast("tuple[object, ...]", value) if isinstance(value, tuple) else (value,)
+        text = ",".join(map(str, parts))
+        words += [text] if name == "model" else [f"--{name.replace('_', '-')}={text}"]
+    return shlex.join(words)
+
+
+def _write(out: Path, record: dict[str, Any]) -> None:
+    """Both files whole, or neither."""
+    texts = {
+        "evaluation.json": json.dumps(record, indent=2, ensure_ascii=False) + "\n",
+        "evaluation.html": report.page(record),
+    }
+    try:
+        for name, text in texts.items():
+            (out / f"{name}.part").write_text(text, "utf-8")
+        for name in texts:
+            os.replace(out / f"{name}.part", out / name)
+    except OSError as error:
+        raise SettingsError(f"--out: {out} cannot be written: {error}") from error
+    finally:
+        for name in texts:
+            (out / f"{name}.part").unlink(missing_ok=True)

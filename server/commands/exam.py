@@ -1,0 +1,191 @@
+"""Questions with known answers, asked of a server greedily, task by task.
+
+A file is JSON lines: `{"task", "messages", "tools", "expected", "grade"}`; tools may be absent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import httpx
+
+from ...models.fields import Json, is_list, is_object
+from ...models.progress import bar
+from ..flags import SettingsError
+from .client import ClientError
+
+CONCURRENCY = 16
+MAX_TOKENS = 256
+NUM_MISTAKES = 5  # of each task that are kept
+NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One line of an exam."""
+
+    task: str
+    messages: list[Json]
+    tools: list[Json]
+    expected: str
+    grade: str
+
+
+@dataclass(slots=True)
+class TaskScore:
+    """How many answers to a task's questions were right, and some that were not."""
+
+    asked: int = 0
+    right: int = 0
+    mistakes: list[Json] = field(default_factory=list[Json])
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def read_exam(path: Path) -> list[Question]:
+    """Raises SettingsError, naming the line and the field."""
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--exam: {path} cannot be read: {error}") from error
+    found = [
+        _question(line, f"--exam: {path}, line {i}") for i, line in enumerate(lines, 1) if line
+    ]
+    if not found:
+        raise SettingsError(f"--exam: {path} has no question")
+    return found
+
+
+def _question(line: str, where: str) -> Question:
+    try:
+        asked: object = json.loads(line)
+    except ValueError as error:
+        raise SettingsError(f"{where}: not JSON: {error}") from error
+    if not is_object(asked):
+        raise SettingsError(f"{where}: not an object")
+    unknown = asked.keys() - Question.__dataclass_fields__.keys()
+    if unknown:
+        raise SettingsError(f"{where}: {', '.join(sorted(unknown))} is not a field of a question")
+    for name in ("task", "expected", "grade"):
+        if not isinstance(asked.get(name), str):
+            raise SettingsError(f"{where}: {name} must be a string")
+    grade = str(asked["grade"])
+    if grade not in GRADES:
+        raise SettingsError(f"{where}: grade={grade!r} is not one of {', '.join(GRADES)}")
+    messages = _objects(asked.get("messages"), "messages", where)
+    if not messages:
+        raise SettingsError(f"{where}: messages is empty")
+    tools = _objects(asked.get("tools") or [], "tools", where)
+    return Question(str(asked["task"]), messages, tools, str(asked["expected"]), grade)
+
+
+def _objects(value: object, name: str, where: str) -> list[Json]:
+    if not is_list(value) or not all(is_object(item) for item in value):
+        raise SettingsError(f"{where}: {name} must be a list of objects")
+    return cast("list[Json]", value)
+
+
+async def take(
+    url: str, key: str, questions: Sequence[Question], fields: Json
+) -> dict[str, TaskScore]:
+    """Ask everything; `fields` go into every request. Raises ClientError in the server's words."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    limit = asyncio.Semaphore(CONCURRENCY)
+    scores: dict[str, TaskScore] = {}
+    with bar("Asking", len(questions)) as advance:
+        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=None) as http:
+
+            async def ask(question: Question) -> None:
+                async with limit:
+                    answer = await _answer(http, question, fields)
+                _count(scores.setdefault(question.task, TaskScore()), question, answer)
+                advance()
+
+            # all are asked before the first error is told: none is left running
+            ended = await asyncio.gather(*map(ask, questions), return_exceptions=True)
+    for error in ended:
+        if isinstance(error, BaseException):
+            raise error
+    return {task: scores[task] for task in dict.fromkeys(q.task for q in questions)}
+
+
+async def _answer(http: httpx.AsyncClient, question: Question, fields: Json) -> Json:
+    """The assistant's message."""
+    body: Json = {"messages": question.messages, "temperature": 0, "max_tokens": MAX_TOKENS}
+    if question.tools:
+        body["tools"] = question.tools
+    try:
+        response = await http.post("/v1/chat/completions", json={**body, **fields})
+        said = response.json()
+    except (httpx.HTTPError, ValueError) as error:
+        raise ClientError(f"no answer from the server: {error}") from error
+    if not response.is_success:
+        message = said.get("error", {}).get("message", response.text[:200])
+        raise ClientError(f"{question.task}: {response.status_code}: {message}")
+    return said["choices"][0]["message"]
+
+
+def _count(score: TaskScore, question: Question, answer: Json) -> None:
+    score.asked += 1
+    if GRADES[question.grade](question.expected, answer):
+        score.right += 1
+    elif len(score.mistakes) < NUM_MISTAKES:
+        asked = question.messages[-1].get("content")
+        said = answer.get("tool_calls") or answer.get("content")
+        score.mistakes.append({"asked": asked, "expected": question.expected, "said": said})
+
+
+def _text(answer: Json) -> str:
+    return str(answer.get("content") or "")
+
+
+def _contains(expected: str, answer: Json) -> bool:
+    return expected.lower() in _text(answer).lower()
+
+
+def _is_exactly(expected: str, answer: Json) -> bool:
+    return _text(answer).strip() == expected.strip()
+
+
+def _ends_with_number(expected: str, answer: Json) -> bool:
+    """The last number of the answer: what comes before it may be working."""
+    numbers = NUMBER.findall(_text(answer))
+    value, wanted = (float(text.replace(",", "")) for text in ((numbers or ["nan"])[-1], expected))
+    return math.isclose(value, wanted)
+
+
+def _is_json(expected: str, answer: Json) -> bool:
+    try:
+        return json.loads(_text(answer)) == json.loads(expected)
+    except ValueError:
+        return False
+
+
+def _calls(expected: str, answer: Json) -> bool:
+    """One call, with this name and these arguments: `{"name": ..., "arguments": {...}}`."""
+    calls = cast("list[Json]", answer.get("tool_calls") or [])
+    if len(calls) != 1:
+        return False
+    called = cast("Json", calls[0]["function"])
+    try:
+        arguments: object = json.loads(str(called["arguments"]))
+    except ValueError:
+        return False
+    return {"name": called["name"], "arguments": arguments} == json.loads(expected)
+
+
+GRADES: dict[str, Callable[[str, Json], bool]] = {
+    "contains": _contains,
+    "exact": _is_exactly,
+    "number": _ends_with_number,
+    "json": _is_json,
+    "tool_call": _calls,
+}
