@@ -25,9 +25,20 @@ class EngineConfig:
     kv_cache_bytes: int | None = None
     prefix_caching: bool = True
     overlap: bool | None = None  # launch a step before settling the last one; None: on a GPU
+    attention: str = "full"  # full, bound or gate, for requests that do not say
+    page_budget: int | None = None  # context that a token may then read
+    page_share: float = 1.0  # and no more pages than what is thought to get this share of attention
+    attention_gates: str | None = None  # a folder of trained gates
+    attention_from: int | None = None  # shorter contexts are read in full; None: measured
     ffn_mode: str | None = None  # token, union or dense for every step; None: measured at start
     recalibrate: bool = False  # measure the FFN modes even if an earlier start has
     num_threads: int | None = None  # CPU threads at most; None: all cores but one, but two of two
     seed: int = 0
     log_level: str = "info"
     log_format: str = "text"  # or json
+
+    @property
+    def may_choose_pages(self) -> bool:
+        """Whether page summaries are kept, so that requests may read a part of their context."""
+        asked = self.attention != "full" or self.page_budget is not None
+        return asked or self.attention_gates is not None

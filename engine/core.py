@@ -265,6 +265,7 @@ class EngineCore(Generic[L]):
             step_seconds=seconds,
             ffn_mode=sampled.ffn_mode,
             activity=sampled.activity,
+            pages_read=sampled.pages_read,
             ended=tuple(ended),
         )
 

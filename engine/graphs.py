@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..models.attention import LayerCache
-from ..models.batch import FfnMode, ForwardBatch
+from ..models.batch import FfnMode, ForwardBatch, PageBudgets
 from ..models.decoder import Decoder
 from ..models.progress import track
 from ..models.sparsity.policy import FfnPolicy
@@ -26,6 +26,7 @@ class GraphKey:
 
     num_tokens: int
     ffn_mode: FfnMode
+    chooses_pages: bool = False
 
 
 def can_capture(decoder: Decoder) -> bool:
@@ -38,12 +39,14 @@ def decode_sizes(max_tokens: int) -> tuple[int, ...]:
     return SIZES[: bisect_left(SIZES, min(max_tokens, SIZES[-1])) + 1]
 
 
-def graph_key(num_tokens: int, max_tokens: int, policy: FfnPolicy) -> GraphKey | None:
+def graph_key(
+    num_tokens: int, max_tokens: int, policy: FfnPolicy, chooses_pages: bool = False
+) -> GraphKey | None:
     """The graph that runs a decode step of `num_tokens`; None if it is larger than any."""
     if num_tokens > min(max_tokens, SIZES[-1]):
         return None
     padded = SIZES[bisect_left(SIZES, num_tokens)]
-    return GraphKey(padded, policy.mode_for(padded))
+    return GraphKey(padded, policy.mode_for(padded), chooses_pages)
 
 
 class DecodeGraphs:
@@ -72,11 +75,16 @@ class DecodeGraphs:
         self._token_ids, self._positions, self._slots = zeros(size), zeros(size), zeros(size)
         self._page_tables = zeros(size, max_pages, dtype=torch.int32)
         self._rows = torch.arange(size, device=device)
+        self._budgets: PageBudgets | None = None
+        if caches[0].summary is not None:
+            pages, shares = zeros(size, dtype=torch.int32), zeros(size, dtype=torch.float32)
+            self._budgets = PageBudgets(pages, shares, torch.zeros_like(shares))
 
     def capture(self, only: int | None = None) -> None:
         """Capture every size, the largest first: the smaller ones fit into its memory."""
         sizes = range(1, self.max_tokens + 1) if only is None else [only]
-        keys = {graph_key(n, self.max_tokens, self.policy) for n in sizes}
+        kinds = [False] if self._budgets is None else [False, True]
+        keys = {graph_key(n, self.max_tokens, self.policy, kind) for n in sizes for kind in kinds}
         found = sorted((k for k in keys if k is not None), key=lambda k: -k.num_tokens)
         pool = torch.cuda.graph_pool_handle()
         stream = torch.cuda.Stream()
@@ -98,7 +106,7 @@ class DecodeGraphs:
         They are the graph's own memory: read them before the next step is launched.
         """
         num_tokens = batch.token_ids.shape[0]
-        key = graph_key(num_tokens, self.max_tokens, self.policy)
+        key = graph_key(num_tokens, self.max_tokens, self.policy, batch.budgets is not None)
         if key is None:
             return None
         self._token_ids[:num_tokens] = batch.token_ids
@@ -108,9 +116,19 @@ class DecodeGraphs:
         self._positions[num_tokens : key.num_tokens] = 0
         num_pages = batch.page_tables.shape[1]
         self._page_tables[:num_tokens, :num_pages] = batch.page_tables
+        if batch.budgets is not None:
+            self._copy_budgets(batch.budgets)
         graph, logits = self.graphs[key]
         graph.replay()
         return logits[:num_tokens]
+
+    def _copy_budgets(self, given: PageBudgets) -> None:
+        """Who is not there keeps what was there before: it stands at position 0, and reads that."""
+        own, num_tokens = self._budgets, len(given.pages)
+        assert own is not None, "page budgets without page summaries"
+        own.pages[:num_tokens] = given.pages
+        own.shares[:num_tokens] = given.shares
+        own.gated[:num_tokens] = given.gated
 
     def _batch(self, key: GraphKey) -> ForwardBatch:
         """A view of the inputs, as wide as the graph."""
@@ -125,4 +143,10 @@ class DecodeGraphs:
             context_lens=(1,) * n,
             sample_at=None,
             ffn_mode=key.ffn_mode,
+            budgets=self._first_budgets(n) if key.chooses_pages else None,
         )
+
+    def _first_budgets(self, num_tokens: int) -> PageBudgets:
+        own, part = self._budgets, slice(num_tokens)
+        assert own is not None
+        return PageBudgets(own.pages[part], own.shares[part], own.gated[part])

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..models.batch import FfnMode, ForwardBatch
-from .request import Request
+from ..models.batch import FfnMode, ForwardBatch, PageBudgets
+from .request import PageChoice, Request
 from .rows import Rows, row_of
 from .scheduler import Schedule, ScheduledRequest
 from .transfer import to_device
@@ -30,8 +30,11 @@ def gather(
     mode: FfnMode,
     active: Tensor | None,
     threshold: float | None,
+    *,
+    measures_pages: bool = False,
 ) -> StepInputs:
-    """Build the batch; `threshold` is the predictors' own.
+    """Build the batch; `threshold` is the predictors' own. `measures_pages`: whoever has a page
+    budget leaves the share of its pages that it reads.
 
     A token that was sampled by the step before and not yet read by the host is taken from its row
     on the device.
@@ -85,6 +88,7 @@ def gather(
         active=active,
         union=None if active is None else active.new_zeros(len(active)),
         thresholds=_thresholds(items, threshold, device),
+        budgets=_budgets(items, page_size, device, measured=measures_pages),
     )
     return StepInputs(batch, [item.request for item in items if item.samples])
 
@@ -100,3 +104,33 @@ def _thresholds(
     counts = [item.num_tokens for item in items]
     each = np.array([default if v is None else v for v in values], dtype=np.float32)
     return to_device(np.repeat(each, counts), device)
+
+
+def _budgets(
+    items: list[ScheduledRequest], page_size: int, device: torch.device, *, measured: bool
+) -> PageBudgets | None:
+    """Each token's page budget; None where every token reads all of its context.
+
+    A token has one by its place in the request, not by the step that computes it: after a
+    preemption the same tokens have it again.
+    """
+    if all(item.end <= item.request.num_exact_tokens for item in items):
+        return None
+    counts: list[int] = []
+    values: list[tuple[int, float, bool]] = []
+    for item in items:
+        choice = item.request.sampling.pages or PageChoice(0)
+        num_exact = min(max(0, item.request.num_exact_tokens - item.start), item.num_tokens)
+        counts += num_exact, item.num_tokens - num_exact
+        pages = -(-choice.budget // page_size)
+        values += (0, 1.0, False), (pages, choice.share, choice.gated)
+    each = np.repeat(np.array(values, dtype=np.float32), counts, axis=0)
+    pages, shares, gated = np.ascontiguousarray(each.T)
+    is_mixed = len(items) < len(pages)
+    return PageBudgets(
+        pages=to_device(pages.astype(np.int32), device),
+        shares=to_device(shares, device),
+        gated=to_device(gated, device),
+        tokens=to_device(np.flatnonzero(pages), device) if is_mixed else None,
+        read=torch.zeros(len(pages), device=device) if measured else None,
+    )

@@ -14,12 +14,22 @@ GPU_SHARE = 0.9  # of the memory that is free once the weights are loaded
 
 
 def allocate(
-    config: ModelConfig, num_pages: int, page_size: int, device: torch.device, dtype: torch.dtype
+    config: ModelConfig,
+    num_pages: int,
+    page_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    summaries: bool = False,
 ) -> list[LayerCache]:
-    """One pair of [pages, K, page_size, D] a layer; on a CPU untouched pages take no memory."""
-    shape = (num_pages, config.num_kv_heads, page_size, config.head_dim)
+    """Each layer's K/V, and the summaries of its pages where they are to be kept.
+
+    On a CPU untouched pages take no memory.
+    """
+    tokens = [page_size, page_size, *([2] if summaries else [])]
+    shapes = [(num_pages, config.num_kv_heads, n, config.head_dim) for n in tokens]
     return [
-        LayerCache(*(torch.empty(shape, device=device, dtype=dtype) for _ in range(2)))
+        LayerCache(*(torch.empty(shape, device=device, dtype=dtype) for shape in shapes))
         for _ in range(config.num_layers)
     ]
 
@@ -32,7 +42,9 @@ def choose_num_pages(
     dtype: torch.dtype,
 ) -> int:
     """As many pages as were asked for, or as memory allows and all rows at full length can use."""
-    page_bytes = model.kv_bytes_per_token * dtype.itemsize * config.page_size
+    # a summary is two keys beside the keys and values of a page
+    num_tokens = config.page_size + (1 if config.may_choose_pages else 0)
+    page_bytes = model.kv_bytes_per_token * dtype.itemsize * num_tokens
     if config.num_pages is not None:
         return config.num_pages
     if config.kv_cache_bytes is not None:

@@ -83,6 +83,22 @@ class Activity:
 
 
 @dataclass(frozen=True, slots=True)
+class AttentionInfo:
+    """What a server that may read a part of the context offers; sizes in tokens.
+
+    `budget`, `share` and `mode` are those of a request that does not say.
+    """
+
+    mode: str  # full, bound or gate
+    modes: list[str]
+    budget: int
+    share: float
+    least_budget: int  # a smaller one leaves nothing to choose
+    beyond: int  # shorter contexts are read in full
+    gates: str | None = None  # what the trained gates were measured to do
+
+
+@dataclass(frozen=True, slots=True)
 class StepStats:
     """What one step did, for metrics."""
 
@@ -98,6 +114,7 @@ class StepStats:
     step_seconds: float = 0.0
     ffn_mode: str = ""
     activity: Activity | None = None  # measured now and then; None in between
+    pages_read: float | None = None  # share of its pages that a token with a budget reads; the same
     ended: tuple[RequestTimes, ...] = ()  # of requests that got a token
 
 
@@ -140,6 +157,8 @@ class EngineInfo:
     threshold: float | None = None  # of its predictors; None: it has none
     ffn_modes: dict[int, str] = field(default_factory=dict[int, str])  # largest step -> mode
     ffn_timings: list[FfnTiming] = field(default_factory=list[FfnTiming])  # empty: not measured
+    separate_predictors: bool = False  # they decide, not the model's own
+    attention: AttentionInfo | None = None  # None: every token reads all of its context
     synthetic: str | None = None  # how the weights were drawn, when no checkpoint holds them
 
 

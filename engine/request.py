@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -18,6 +19,21 @@ class FinishReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class PageChoice:
+    """How much of its context each generated token of a request reads; sizes in tokens.
+
+    `budget` at most, in whole pages; with `share` below 1 no more pages than are thought to get so
+    much of the attention. `gated`: the trained gate chooses. Contexts up to `beyond` are read in
+    full.
+    """
+
+    budget: int
+    share: float = 1.0
+    gated: bool = False
+    beyond: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How the next token is chosen. The defaults sample the model's own distribution.
 
@@ -27,8 +43,8 @@ class SamplingParams:
     llguidance's format, to its end: neither `ignore_eos` nor `min_tokens` goes with it.
 
     `threshold` replaces the one above which the model's predictors keep a neuron; minus infinity
-    keeps all. `report_active` asks for the share of neurons that the request's tokens kept. Only
-    requests of one `cache_salt` share prefixes.
+    keeps all. `report_active` asks for the share of neurons that the request's tokens kept. `pages`
+    is None for attention over all of the context. Only requests of one `cache_salt` share prefixes.
     """
 
     max_tokens: int
@@ -49,6 +65,7 @@ class SamplingParams:
     grammar: str | None = None
     threshold: float | None = None
     report_active: bool = False
+    pages: PageChoice | None = None
     cache_salt: str = ""
 
     @property
@@ -118,6 +135,12 @@ class Request:
     def waits_for_its_token(self) -> bool:
         """Its grammar must read the token that is in flight before it can say what may follow."""
         return self.constraint is not None and self.num_in_flight > 0
+
+    @property
+    def num_exact_tokens(self) -> int:
+        """How many of its first tokens attend to all of their context: their K/V is everybody's."""
+        pages = self.sampling.pages
+        return sys.maxsize if pages is None else max(self.num_prompt_tokens, pages.beyond)
 
     @property
     def page_salt(self) -> bytes:

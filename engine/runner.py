@@ -25,13 +25,13 @@ from ..models.kernels import ops
 from ..models.load import LoadedModel, choose_device, choose_dtype, load, read_config
 from ..models.sequence import random_ids, sequence_batch, sequence_cache
 from ..models.sparsity.policy import FfnPolicy
-from . import inputs, kv_cache, sampler, scoring
+from . import attention, inputs, kv_cache, sampler, scoring
 from .config import EngineConfig
 from .crew import Crew
 from .graphs import DecodeGraphs, can_capture, decode_sizes
 from .inputs import StepInputs
 from .logprobs import HostLogprobs
-from .messages import Activity, EngineInfo, FfnTiming, TokenLogprobs
+from .messages import Activity, AttentionInfo, EngineInfo, FfnTiming, TokenLogprobs
 from .request import Request
 from .rows import Rows
 from .scheduler import Sampled, Schedule, ScheduledRequest
@@ -56,6 +56,7 @@ class Launched:
     ffn_mode: FfnMode
     active: HostCopy | None  # [T], each token's active fraction
     activity: HostCopy | None  # [2, layers], active and union fractions, with `active`
+    pages_read: HostCopy | None  # [], the mean share of those who have a page budget
     num_tokens: list[int]  # of each item
 
 
@@ -92,8 +93,11 @@ class ModelRunner:
                 self.rows.admit(item.request)
             self.rows.write_pages(item.request)
         mode = self.policy.mode_for(sum(item.num_tokens for item in schedule.items))
-        active = self._measure(schedule)
-        step = inputs.gather(schedule, self.rows, self.page_size, mode, active, self.threshold)
+        self.num_steps += 1
+        is_due = self.num_steps % MEASURE_EVERY[self.rows.device.type] == 0
+        active = self._measure(schedule, is_due=is_due)
+        arguments = (schedule, self.rows, self.page_size, mode, active, self.threshold)
+        step = inputs.gather(*arguments, measures_pages=is_due)
         with self.crew.at_work():
             logits, scored = self._forward(step, schedule)
         token_ids, logprobs = torch.empty(0, dtype=torch.int64), None
@@ -110,6 +114,7 @@ class ModelRunner:
             mode,
             None if active is None else HostCopy(active.mean(0)),
             _by_layer(step.batch),
+            _pages_read(step.batch, len(self.caches)),
             [item.num_tokens for item in schedule.items],
         )
 
@@ -128,6 +133,7 @@ class ModelRunner:
             scored=scoring.read(launched.scored),
             ffn_mode=launched.ffn_mode.value,
             activity=_activity(launched.activity),
+            pages_read=None if launched.pages_read is None else launched.pages_read.array().item(),
             active=None if active is None else _sums(active, launched.num_tokens),
         )
 
@@ -136,7 +142,8 @@ class ModelRunner:
         scores of prompt tokens, where it holds any that are to be scored."""
         batch = step.batch
         only_decodes = len(step.sampling) == batch.token_ids.shape[0]
-        asks_nothing = batch.active is None and batch.thresholds is None
+        measures = batch.active is not None or (batch.budgets and batch.budgets.read is not None)
+        asks_nothing = not measures and batch.thresholds is None
         if self.graphs is not None and only_decodes and asks_nothing:
             logits = self.graphs.run(batch)
             if logits is not None:
@@ -157,14 +164,12 @@ class ModelRunner:
         found = isinstance(error, torch.OutOfMemoryError | MemoryError)
         return found or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
-    def _measure(self, schedule: Schedule) -> Tensor | None:
+    def _measure(self, schedule: Schedule, *, is_due: bool) -> Tensor | None:
         """Where this step writes its active fractions [layers, T], if it is its turn, or a request
         asks for them, and has any."""
-        self.num_steps += 1
         config, device = self.decoder.config, self.rows.device
         if not config.activation.is_sparse:
             return None
-        is_due = self.num_steps % MEASURE_EVERY[device.type] == 0
         if not is_due and not any(_is_reported(item, device) for item in schedule.items):
             return None
         return torch.zeros(config.num_layers, schedule.num_tokens, device=device)
@@ -190,6 +195,14 @@ def _by_layer(batch: ForwardBatch) -> HostCopy | None:
     if batch.active is None or batch.union is None:
         return None
     return HostCopy(torch.stack([batch.active.mean(1), batch.union]))
+
+
+def _pages_read(batch: ForwardBatch, num_layers: int) -> HostCopy | None:
+    """The mean share of its pages that a token with a page budget has read, where measured []."""
+    if batch.budgets is None or batch.budgets.read is None:
+        return None
+    chosen = batch.budgets.pages > 0
+    return HostCopy((batch.budgets.read * chosen).sum() / (num_layers * chosen.sum()))
 
 
 def _activity(found: HostCopy | None) -> Activity | None:
@@ -235,8 +248,11 @@ def build_runner(config: EngineConfig) -> tuple[ModelRunner, EngineInfo]:
     )
     _warm_up(model)
     crew = _crew(config, model)
+    sparse = attention.prepare(config, model.decoder, max_model_len)
     num_pages = kv_cache.choose_num_pages(config, model.config, max_model_len, device, dtype)
-    caches = kv_cache.allocate(model.config, num_pages, config.page_size, device, dtype)
+    caches = kv_cache.allocate(
+        model.config, num_pages, config.page_size, device, dtype, summaries=sparse is not None
+    )
     policy = _policy(config, model)
     max_pages = -(-max_model_len // config.page_size)
     runner = ModelRunner(
@@ -249,7 +265,7 @@ def build_runner(config: EngineConfig) -> tuple[ModelRunner, EngineInfo]:
         crew,
         _graphs(config, model, caches, policy, max_pages),
     )
-    return runner, _info(config, model, runner, max_model_len, num_pages, device, dtype)
+    return runner, _info(config, model, runner, max_model_len, num_pages, sparse)
 
 
 @torch.inference_mode()
@@ -312,16 +328,18 @@ def _info(
     runner: ModelRunner,
     max_model_len: int,
     num_pages: int,
-    device: torch.device,
-    dtype: torch.dtype,
+    sparse: AttentionInfo | None,
 ) -> EngineInfo:
+    like = model.decoder.embedding
+    approximations = [model.approximation, None if sparse is None else attention.describe(sparse)]
+    approximation = "; ".join(text for text in approximations if text is not None) or None
     return EngineInfo(
         model=config.model,
         family=model.config.family,
-        exact=model.exact,
-        approximation=model.approximation,
-        device=str(device),
-        dtype=str(dtype).removeprefix("torch."),
+        exact=approximation is None,
+        approximation=approximation,
+        device=str(like.device),
+        dtype=str(like.dtype).removeprefix("torch."),
         kernels=model.kernels,
         num_parameters=model.num_parameters,
         vocab_size=model.config.vocab_size,
@@ -334,6 +352,8 @@ def _info(
         threshold=model.decoder.threshold,
         ffn_modes=runner.policy.table(),
         ffn_timings=_timings(runner.policy),
+        separate_predictors=not model.exact,
+        attention=sparse,
         synthetic=model.synthetic,
     )
 

@@ -52,6 +52,7 @@ class Sampled:
     ffn_mode: str = ""
     activity: Activity | None = None
     active: list[float] | None = None  # each item's sum over its tokens, where it was measured
+    pages_read: float | None = None  # mean share of its pages that a token with a budget reads
 
 
 @dataclass(slots=True)
@@ -246,10 +247,14 @@ class Scheduler:
         self.running.sort(key=lambda r: self._arrival[r.id])
 
     def publish(self, item: ScheduledRequest) -> None:
-        """Offer the pages that a settled step has filled to others."""
+        """Offer the pages that a settled step has filled to others.
+
+        Not those that hold K/V of tokens which did not read all of their context: they are this
+        request's own, so that nobody's answer depends on who asked before.
+        """
         request, size = item.request, self.pool.page_size
         first = item.start // size
-        last = min(item.start + item.num_tokens, len(request.token_ids)) // size
+        last = min(item.end, len(request.token_ids), request.num_exact_tokens) // size
         preempted = not request.pages
         if first < last and self.pool.prefix_caching and not preempted:
             self._hash_pages(request)

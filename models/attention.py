@@ -10,18 +10,25 @@ from .batch import ForwardBatch
 from .config import ModelConfig
 from .kernels.ops import Ops
 from .layers import Linear, Norm
+from .sparsity.blocks import Gate
 
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
-    """One layer's K/V: [pages, K, page_size, D] each; a page's head is one contiguous block."""
+    """One layer's K/V: [pages, K, page_size, D] each; a page's head is one contiguous block.
+
+    `summary` [pages, K, 2, D] is of the keys, where tokens may choose the pages that they read.
+    """
 
     k: Tensor
     v: Tensor
+    summary: Tensor | None = None
 
 
 class Attention(nn.Module):
     """Norm, project, rotate, store, attend, project, add: [T, hidden] -> [T, hidden]."""
+
+    gate: Gate | None
 
     def __init__(self, config: ModelConfig, ops: Ops) -> None:
         super().__init__()
@@ -33,6 +40,7 @@ class Attention(nn.Module):
         kv_size = config.num_kv_heads * config.head_dim
         self.qkv = Linear(config.hidden_size, query_size + 2 * kv_size)
         self.out = Linear(query_size, config.hidden_size)
+        self.gate = None
 
     def forward(
         self,
@@ -42,7 +50,12 @@ class Attention(nn.Module):
         cache: LayerCache,
         batch: ForwardBatch,
     ) -> Tensor:
-        ops = self.ops
+        ops, places = self.ops, (batch, self.scale, self.window)
         qkv = ops.norm_linear(residual, norm.weight, norm.eps, self.qkv.weight)
-        attended = ops.attention(qkv, *rope, cache.k, cache.v, batch, self.scale, self.window)
+        if cache.summary is None:
+            attended = ops.attention(qkv, *rope, cache.k, cache.v, *places)
+        else:
+            gate = None if self.gate is None else self.gate.projections
+            caches = (cache.k, cache.v, cache.summary)
+            attended = ops.sparse_attention(qkv, *rope, *caches, gate, *places)
         return ops.linear_add(attended, self.out.weight, residual, self.residual_scale)

@@ -25,6 +25,20 @@ class Routing:
 
 
 @dataclass(frozen=True, slots=True)
+class PageBudgets:
+    """How much of its context each token of a step may read: `reference_pages.choose`.
+
+    A token's share is of the attention that its complete pages get, as they are estimated.
+    """
+
+    pages: Tensor  # [T] int32, so many at most; 0: all of them
+    shares: Tensor  # [T] float32, and no more than what gets this share; 1: no such limit
+    gated: Tensor  # [T] float32, 1: the learned gate estimates; 0: the bound alone
+    tokens: Tensor | None = None  # [S] int64, who has a budget; None: every token is a request's
+    read: Tensor | None = None  # [T] float32: the share of its pages that a token reads is added
+
+
+@dataclass(frozen=True, slots=True)
 class ForwardBatch:
     """T tokens of B requests. Tokens of one request are adjacent and in order.
 
@@ -45,6 +59,7 @@ class ForwardBatch:
     active: Tensor | None = None  # [layers, T] float32: each token's active fraction is added
     union: Tensor | None = None  # [layers] float32: the share that any token computes is added
     thresholds: Tensor | None = None  # [T] float32, the predictors'; None: each layer's own
+    budgets: PageBudgets | None = None  # None: every token reads all of its context
 
     def of(self, tokens: Tensor) -> ForwardBatch:
         """What an FFN that sees only these tokens [n] int64 needs to know of them."""

@@ -15,10 +15,11 @@ import torch
 from numba.core import config as numba_config
 from torch import Tensor
 
-from ..batch import FfnMode, ForwardBatch, Routing
+from ..batch import FfnMode, ForwardBatch, PageBudgets, Routing
 from ..config import Activation
-from . import cpu_attention, cpu_draw, cpu_ffn, cpu_matmul
+from . import cpu_attention, cpu_draw, cpu_ffn, cpu_matmul, cpu_pages
 from .reference import Limits, best_of
+from .reference_pages import Gate, add_shares
 
 NO_WINDOW = 1 << 60  # positions
 
@@ -100,7 +101,9 @@ def attend(
     batch: ForwardBatch,
     scale: float,
     window: int | None,
+    chosen: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
+    """`chosen` are what `choose` returns: None: every page."""
     shape = num_tokens, num_heads, head_dim = tuple(q.shape)
     out = torch.empty(num_tokens, num_heads * head_dim)
     cpu_attention.attend(
@@ -110,6 +113,7 @@ def attend(
         batch.request_ids.data_ptr(),
         _at(batch.page_tables),
         batch.positions.data_ptr(),
+        *((0, 0) if chosen is None else map(_at, chosen)),
         out.data_ptr(),
         shape,
         tuple(k_cache.shape),
@@ -132,6 +136,67 @@ def attention(
 ) -> Tensor:
     q = rotate_and_store(qkv, cos, sin, k_cache, v_cache, batch)
     return attend(q, k_cache, v_cache, batch, scale, window)
+
+
+def choose(
+    q: Tensor,
+    summary: Tensor,
+    gate: Gate | None,
+    batch: ForwardBatch,
+    budgets: PageBudgets,
+    page_size: int,
+    scale: float,
+    window: int | None,
+) -> tuple[Tensor, Tensor]:
+    num_pages, num_kv_heads, _, head_dim = summary.shape
+    tables_shape = tuple(batch.page_tables.shape)
+    columns = torch.empty(q.shape[0], num_kv_heads, tables_shape[1], dtype=torch.int32)
+    counts = torch.empty(q.shape[0], num_kv_heads, dtype=torch.int32)
+    cpu_pages.choose(
+        _at(q),
+        _at(summary),
+        *((0, 0) if gate is None else map(_at, gate)),
+        batch.request_ids.data_ptr(),
+        _at(batch.page_tables),
+        batch.positions.data_ptr(),
+        *(_at(each) for each in (budgets.pages, budgets.shares, budgets.gated)),
+        columns.data_ptr(),
+        counts.data_ptr(),
+        tuple(q.shape),
+        (num_pages, num_kv_heads, page_size, head_dim),
+        tables_shape,
+        0 if gate is None else gate[0].shape[1],
+        scale,
+        window or NO_WINDOW,
+    )
+    return columns, counts
+
+
+def sparse_attention(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    summary: Tensor,
+    gate: Gate | None,
+    batch: ForwardBatch,
+    scale: float,
+    window: int | None,
+) -> Tensor:
+    q = rotate_and_store(qkv, cos, sin, k_cache, v_cache, batch)
+    summarize(k_cache, summary, batch.slots)
+    budgets, page_size = batch.budgets, k_cache.shape[2]
+    if budgets is None:
+        return attend(q, k_cache, v_cache, batch, scale, window)
+    chosen = choose(q, summary, gate, batch, budgets, page_size, scale, window)
+    add_shares(budgets, chosen[1], batch, page_size, window)
+    return attend(q, k_cache, v_cache, batch, scale, window, chosen)
+
+
+def summarize(k_cache: Tensor, summary: Tensor, slots: Tensor) -> None:
+    shape = tuple(k_cache.shape)
+    cpu_pages.summarize(_at(k_cache), _at(summary), slots.data_ptr(), len(slots), shape)
 
 
 def predict(residual: Tensor, fc1: Tensor, fc2: Tensor, threshold: float | Tensor) -> Tensor:

@@ -57,6 +57,8 @@ def attend(
     requests_at,
     tables_at,
     positions_at,
+    columns_at,
+    counts_at,
     out_at,
     shape,
     kv_shape,
@@ -64,11 +66,16 @@ def attend(
     scale,
     window,
 ):
-    """shape: (T, H, D) of q; kv_shape: (pages, K, page_size, D); tables_shape: (B, pages)."""
+    """shape: (T, H, D) of q; kv_shape: (pages, K, page_size, D); tables_shape: (B, pages).
+
+    columns [T, K, pages] and counts [T, K] name the pages that are read: 0 of them is all, and an
+    address of 0 is all for everybody.
+    """
     num_tokens, num_heads, head_dim = shape
     num_pages, num_kv_heads, page_size, _ = kv_shape
     groups = (num_tokens, num_kv_heads, num_heads // num_kv_heads, head_dim)
     rows = (num_pages * num_kv_heads * page_size, head_dim)
+    chosen = (num_tokens if counts_at else 0, num_kv_heads)
     _attend(
         floats(q_at, groups),
         floats(k_at, rows),
@@ -77,6 +84,8 @@ def attend(
         longs(requests_at, (num_tokens,)),
         ints(tables_at, tables_shape),
         longs(positions_at, (num_tokens,)),
+        ints(columns_at, (chosen[0], num_kv_heads, tables_shape[1])),
+        ints(counts_at, chosen),
         np.float32(scale),
         window,
         floats(out_at, groups),
@@ -84,19 +93,41 @@ def attend(
 
 
 @njit(parallel=True)
-def _attend(q, keys, values, page_size, requests, page_tables, positions, scale, window, out):
+def _attend(
+    q,
+    keys,
+    values,
+    page_size,
+    requests,
+    page_tables,
+    positions,
+    columns,
+    counts,
+    scale,
+    window,
+    out,
+):
     num_tokens, num_kv_heads = q.shape[:2]
     for work in prange(num_tokens * num_kv_heads):
         t, kv_head = work // num_kv_heads, work % num_kv_heads
         pages, end = page_tables[requests[t]], positions[t] + 1
         queries, total = q[t, kv_head], out[t, kv_head]
         begin, step = max(0, end - window), num_kv_heads * page_size
-        _attend_to(queries, keys, values, pages, page_size, step, kv_head, begin, end, scale, total)
+        if len(counts) and counts[t, kv_head]:
+            chosen = columns[t, kv_head, : counts[t, kv_head]]
+        else:
+            chosen = np.arange(begin // page_size, (end - 1) // page_size + 1, dtype=np.int32)
+        _attend_to(
+            queries, keys, values, pages, chosen, page_size, step, kv_head, begin, end, scale, total
+        )
 
 
 @njit(error_model="numpy")  # Python's division looks for zeros, one by one
-def _attend_to(queries, keys, values, pages, page_size, step, kv_head, begin, end, scale, total):
-    """The queries [H/K, D] of one token over the positions from begin to end, page by page.
+def _attend_to(
+    queries, keys, values, pages, chosen, page_size, step, kv_head, begin, end, scale, total
+):
+    """The queries [H/K, D] of one token over the positions from begin to end that lie in the chosen
+    columns of its table, page by page.
 
     `step` rows of keys lie between two pages. Sums are rescaled whenever a larger score turns up.
     """
@@ -104,12 +135,10 @@ def _attend_to(queries, keys, values, pages, page_size, step, kv_head, begin, en
     weights, ones = np.empty((group, page_size), np.float32), np.ones((1, page_size), np.float32)
     peak, norm = np.full(group, -np.inf, np.float32), np.zeros(group, np.float32)
     total[:] = 0
-    last = (end - 1) // page_size
-    for column in range(begin // page_size, last + 1):
+    for i in range(len(chosen)):
+        column, upcoming = chosen[i], chosen[min(i + 1, len(chosen) - 1)]
         start = pages[column] * step + kv_head * page_size
-        _ask_for_page(
-            keys, values, pages[min(column + 1, last)] * step + kv_head * page_size, page_size
-        )
+        _ask_for_page(keys, values, pages[upcoming] * step + kv_head * page_size, page_size)
         low = max(0, begin - column * page_size)
         num_keys = min(page_size, end - column * page_size) - low
         first, stop = start + low, start + low + num_keys

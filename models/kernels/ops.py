@@ -19,6 +19,7 @@ from torch import Tensor
 from ..batch import FfnMode, ForwardBatch, Routing
 from ..config import Activation
 from .reference import Limits
+from .reference_pages import Gate
 
 BACKENDS = ("gpu", "cpu", "reference")  # in order of preference
 DEVICES = {"gpu": "cuda", "cpu": "cpu"}  # known without importing Triton or numba
@@ -35,6 +36,21 @@ class Ops:
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     attention: Callable[
         [Tensor, Tensor, Tensor, Tensor, Tensor, ForwardBatch, float, int | None], Tensor
+    ]
+    sparse_attention: Callable[
+        [
+            Tensor,
+            Tensor,
+            Tensor,
+            Tensor,
+            Tensor,
+            Tensor,
+            Gate | None,
+            ForwardBatch,
+            float,
+            int | None,
+        ],
+        Tensor,
     ]
     predict: Callable[[Tensor, Tensor, Tensor, float | Tensor], Tensor]
     gated: Callable[[Tensor, Tensor, Activation, float], Tensor]

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ..batch import FfnMode, ForwardBatch, Routing
 from ..config import Activation
+from . import reference_pages as pages
+from .reference_pages import Gate
 
 Limits = tuple[Tensor, Tensor, Tensor]  # top_k, top_p, min_p, for `draw`
 
@@ -128,6 +130,32 @@ def attention(
     """`rotate_and_store`, then `attend`: [T, (H + 2K) * D] -> [T, H * D]."""
     q = rotate_and_store(qkv, cos, sin, k_cache, v_cache, batch)
     return attend(q, k_cache, v_cache, batch, scale, window)
+
+
+def sparse_attention(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    summary: Tensor,
+    gate: Gate | None,
+    batch: ForwardBatch,
+    scale: float,
+    window: int | None,
+) -> Tensor:
+    """`attention` over pages whose summaries [pages, K, 2, D] are kept: they are written too, and a
+    token that has a budget reads the pages that `reference_pages.choose` gives it."""
+    q = rotate_and_store(qkv, cos, sin, k_cache, v_cache, batch)
+    pages.summarize(k_cache, summary, batch.slots)
+    out = attend(q, k_cache, v_cache, batch, scale, window)
+    budgets, page_size = batch.budgets, k_cache.shape[2]
+    if budgets is not None:
+        chosen = pages.choose(q, summary, gate, batch, budgets, page_size, scale, window)
+        caches = (k_cache, v_cache)
+        pages.attend_chosen(q, *caches, *chosen, batch, scale, window, out.view(q.shape))
+        pages.add_shares(budgets, chosen[1], batch, page_size, window)
+    return out
 
 
 def predict(residual: Tensor, fc1: Tensor, fc2: Tensor, threshold: float | Tensor) -> Tensor:

@@ -1,0 +1,79 @@
+"""What a server offers of sparse attention: its flags held against the model, the gates attached.
+
+Knows no request and no step.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..models.config import ModelError
+from ..models.decoder import Decoder
+from ..models.sparsity import gates
+from ..models.sparsity.blocks import MIN_BUDGET, AttentionMode
+from .config import EngineConfig
+from .messages import AttentionInfo
+
+DEFAULT_BUDGET = 2048  # tokens
+
+
+def prepare(config: EngineConfig, decoder: Decoder, max_model_len: int) -> AttentionInfo | None:
+    """Attach the gates that were asked for; None where every token reads all of its context.
+
+    Raises ModelError, naming the setting.
+    """
+    if config.attention not in list(AttentionMode):
+        raise ModelError(f"attention={config.attention!r} is not one of {', '.join(AttentionMode)}")
+    if not config.may_choose_pages:
+        for name, value in (
+            ("page_share", config.page_share < 1),
+            ("attention_from", config.attention_from),
+        ):
+            if value:
+                raise ModelError(f"{name} needs attention bound or gate, or a page_budget")
+        return None
+    modes, measured = [AttentionMode.FULL, AttentionMode.BOUND], None
+    if config.attention_gates is not None:
+        modes.append(AttentionMode.GATE)
+        measured = gates.attach(decoder, Path(config.attention_gates), config.page_size).measured
+    elif config.attention == AttentionMode.GATE:
+        raise ModelError("attention=gate needs attention_gates, a folder of trained gates")
+    return AttentionInfo(
+        mode=config.attention,
+        modes=[mode.value for mode in modes],
+        budget=_budget(config, max_model_len),
+        share=_share(config.page_share),
+        least_budget=MIN_BUDGET * config.page_size,
+        beyond=config.attention_from or 0,
+        gates=measured,
+    )
+
+
+def _budget(config: EngineConfig, max_model_len: int) -> int:
+    least = MIN_BUDGET * config.page_size
+    budget = config.page_budget
+    if budget is None:
+        return max(least, min(DEFAULT_BUDGET, max_model_len))
+    if budget < least:
+        raise ModelError(
+            f"page_budget={budget} is less than {least}: the first page of {config.page_size} "
+            "tokens and the last two are always read"
+        )
+    if budget > max_model_len:
+        raise ModelError(f"page_budget={budget} is more than the context of {max_model_len} tokens")
+    return budget
+
+
+def _share(share: float) -> float:
+    if not 0 < share <= 1:
+        raise ModelError(f"page_share={share} is not above 0 and at most 1")
+    return share
+
+
+def describe(info: AttentionInfo) -> str | None:
+    """What is approximate about a request that does not say otherwise; None: nothing."""
+    if info.mode == AttentionMode.FULL:
+        return None
+    share = f", or as many as get {info.share:.0%} of the attention" if info.share < 1 else ""
+    measured = f"; {info.gates}" if info.mode == AttentionMode.GATE and info.gates else ""
+    return f"attention reads {info.budget} tokens of the context by {info.mode}{share}{measured}"

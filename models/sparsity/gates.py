@@ -1,0 +1,81 @@
+"""A folder of trained gates: config.json and model.safetensors, written by `turbosparse train-gates`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from ..attention import Attention
+from ..config import ModelError
+from ..decoder import Decoder
+from ..fields import Fields, read_object
+from ..weights import Checkpoint, assign
+from .blocks import Gate
+
+KIND = "attention-gates"
+
+
+@dataclass(frozen=True, slots=True)
+class GateInfo:
+    """What a folder says of itself; `measured` is for people."""
+
+    rank: int
+    page_size: int
+    measured: str | None = None
+
+    def as_json(self) -> dict[str, object]:
+        return {"kind": KIND, **asdict(self)}
+
+
+def attention_of(layer: torch.nn.Module) -> Attention:
+    """The attention of a decoder's layer."""
+    attention = layer.get_submodule("attention")
+    assert isinstance(attention, Attention)
+    return attention
+
+
+def read_info(directory: Path) -> GateInfo:
+    """From config.json; raises ModelError."""
+    path = directory / "config.json"
+    fields = Fields(read_object(path), str(path))
+    if fields.text("kind", "") != KIND:
+        raise ModelError(f"{path}: kind is not {KIND}: this folder holds no attention gates")
+    measured = fields.text("measured", "") or None
+    return GateInfo(fields.integer("rank"), fields.integer("page_size"), measured)
+
+
+def attach(decoder: Decoder, directory: Path, page_size: int) -> GateInfo:
+    """Give each layer its gate; raises ModelError for gates of another model or page size."""
+    info = read_info(directory)
+    if info.page_size != page_size:
+        raise ModelError(
+            f"{directory}: these gates were trained for pages of {info.page_size} tokens, the K/V "
+            f"pages here have {page_size}"
+        )
+    checkpoint, like = Checkpoint(directory), decoder.embedding
+    _check_names(checkpoint, len(decoder.layers), directory)
+    for i, layer in enumerate(decoder.layers):
+        attention = attention_of(layer)
+        with torch.device("meta"):
+            gate = Gate(decoder.config, info.rank)
+        for name, wanted in gate.named_parameters():
+            value = checkpoint.read(f"layers.{i}.{name}")
+            if value.shape != wanted.shape:
+                raise ModelError(
+                    f"{directory}: layers.{i}.{name} has shape {list(value.shape)}, this model's "
+                    f"would have {list(wanted.shape)}: these gates are another model's"
+                )
+            assign(gate, name, value.to(like.device, like.dtype).contiguous())
+        attention.gate = gate
+    return info
+
+
+def _check_names(checkpoint: Checkpoint, num_layers: int, directory: Path) -> None:
+    wanted = {f"layers.{i}.{name}" for i in range(num_layers) for name in ("query", "key")}
+    if checkpoint.names != wanted:
+        found = len({name.split(".")[1] for name in checkpoint.names if "." in name})
+        raise ModelError(
+            f"{directory}: gates of {found} layers, this model has {num_layers}: they are another's"
+        )
