@@ -11,6 +11,7 @@ BUNDLED = Path(__file__).parent.parent / "models" / "tiny"
 BUNDLED_NAME = "turbosparse-tiny"
 WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.md")
 PREDICTORS = ("*.pt", "config.json")
+GATES = ("model.safetensors", "config.json")
 
 
 class CheckpointError(Exception):
@@ -35,6 +36,11 @@ def locate(model: str | None) -> Located:
 def locate_predictors(predictors: str | None) -> str | None:
     """A directory, or a repository id, with separate predictors. Raises CheckpointError."""
     return None if predictors is None else str(_fetch(predictors, PREDICTORS))
+
+
+def locate_gates(gates: str | None) -> str | None:
+    """A directory, or a repository id, with attention gates. Raises CheckpointError."""
+    return None if gates is None else str(_fetch(gates, GATES))
 
 
 def _fetch(name: str, patterns: tuple[str, ...]) -> Path:

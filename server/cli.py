@@ -16,7 +16,7 @@ from types import ModuleType
 from .. import __version__
 from ..engine.errors import EngineStartError
 from . import flags
-from .checkpoint import CheckpointError, locate, locate_predictors
+from .checkpoint import CheckpointError, locate, locate_gates, locate_predictors
 from .flags import SettingsError
 from .settings import FFN_MODES, Settings
 
@@ -91,6 +91,7 @@ def _calibrate(settings: Settings) -> int:
 
     with _described(settings) as settings, _refusals():
         predictors = locate_predictors(settings.predictors)
+        settings = replace(settings, attention_gates=locate_gates(settings.attention_gates))
         config = settings.engine(str(locate(settings.model).directory), predictors)
         _, info = build_runner(replace(config, recalibrate=True, num_pages=1))
     print(f"{info.device}, {info.dtype}; microseconds of one layer's FFN")

@@ -72,6 +72,10 @@ class Metrics:
         self._union = self._gauge(
             "ffn_union_fraction", "Share of FFN neurons that any token of a step computes"
         )
+        self._pages_read = self._gauge(
+            "attention_pages_read_fraction",
+            "Share of its K/V pages that a token with a page budget reads",
+        )
         self._preemptions = self._counter("num_preemptions", "Requests preempted")
         self._prefix_queries = self._counter(
             "prefix_cache_queries", "Prompt tokens looked up in the prefix cache"
@@ -174,6 +178,8 @@ class Metrics:
         if stats.activity is not None:
             self._active.set(stats.activity.active_fraction)
             self._union.set(stats.activity.union_fraction)
+        if stats.pages_read is not None:
+            self._pages_read.set(stats.pages_read)
         if stats.ffn_mode:
             self._steps.labels(self._name, stats.ffn_mode).inc()
             self._step_seconds.observe(stats.step_seconds)

@@ -9,6 +9,7 @@ from ..engine.messages import EngineInfo
 from ..engine.request import SamplingParams
 from .checkpoint import Defaults
 from .errors import BadRequest, TooLong
+from .page_choice import page_choice
 from .schemas import ChatRequest, CompletionFields, CompletionRequest, Sparsity
 
 N = TypeVar("N", int, float)
@@ -73,6 +74,7 @@ def sampling_params(
         prompt_logprobs=_prompt_logprobs(request),
         grammar=grammar,
         threshold=threshold(request.sparsity, info),
+        pages=page_choice(request.sparsity, info),
         report_active=request.sparsity is not None and bool(request.sparsity.report),
         cache_salt=request.cache_salt or "",
     )
@@ -139,10 +141,10 @@ def threshold(sparsity: Sparsity | None, info: EngineInfo) -> float | None:
             field = "sparsity.threshold"
             raise BadRequest(f"{field} is only allowed with mode: approximate", field)
         # An exact request to a model with separate predictors: they keep every neuron.
-        return -math.inf if sparsity.mode == "exact" and not info.exact else None
+        return -math.inf if sparsity.mode == "exact" and info.separate_predictors else None
     if info.threshold is None:
         raise BadRequest("sparsity.mode: this model has no predictor", "sparsity.mode")
-    if sparsity.threshold is None and info.exact:
+    if sparsity.threshold is None and not info.separate_predictors:
         raise BadRequest(
             "sparsity.threshold is missing: this model's own predictor, at its own threshold of "
             f"{info.threshold:g}, is part of the exact model",

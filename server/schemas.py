@@ -112,10 +112,16 @@ class StructuredOutputs(Body):
 
 
 class Sparsity(Body):
-    """Which function of the model computes this request, and whether to report what it skipped."""
+    """Which function of the model computes this request, and whether to report what it skipped.
+
+    `mode` and `threshold` are of neurons; a `mode` of exact is of all.
+    """
 
     mode: Literal["exact", "approximate"] | None = None
     threshold: Annotated[float, Field(ge=-1e6, le=1e6)] | None = None
+    attention: Literal["full", "bound", "gate"] | None = None
+    page_budget: Annotated[int, Field(ge=1)] | None = None
+    page_share: Annotated[float, Field(gt=0, le=1)] | None = None
     report: bool | None = None
 
 

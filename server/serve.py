@@ -10,7 +10,7 @@ import socket
 import ssl
 import sys
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import uvicorn
 from fastapi import FastAPI
@@ -23,7 +23,7 @@ from . import flags
 from .app import Edge, create_app
 from .banner import banner
 from .chat_template import read_chat_template
-from .checkpoint import Located, locate, locate_predictors, read_defaults
+from .checkpoint import Located, locate, locate_gates, locate_predictors, read_defaults
 from .draining import GOODBYE_SECONDS, Server
 from .flags import SettingsError
 from .header_limit import limited_protocol
@@ -57,11 +57,11 @@ def run(settings: Settings) -> int:
     logs.configure(settings.log_level, settings.log_format)
     logger.info("turbosparse %s, settings: %s", __version__, flags.changed(settings) or "defaults")
     prepared = Prepared(
-        settings=settings,
         tls=_tls(settings),
         listening=_bind(settings.host, settings.port),
         model=locate(settings.model),
         predictors=locate_predictors(settings.predictors),
+        settings=replace(settings, attention_gates=locate_gates(settings.attention_gates)),
     )
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(serve(prepared))

@@ -8,6 +8,7 @@ from ..engine.config import EngineConfig
 from .flags import SettingsError, flag
 
 GIB = 1 << 30
+ATTENTION_MODES = ("full", "bound", "gate")
 FFN_MODES = ("token", "union", "dense")
 
 
@@ -37,6 +38,24 @@ class Settings:
     dtype: str = flag("auto", "auto, float32, bfloat16 or float16")
     predictors: str | None = flag(
         None, "folder or repository of model_{i}.pt predictors: makes a ReLU model approximate"
+    )
+    attention: str = flag(
+        "full",
+        "what generated tokens read of their context, unless a request says otherwise: all of it, "
+        "or the pages that a bound or a trained gate chooses, which is approximate",
+        choices=ATTENTION_MODES,
+    )
+    page_budget: int | None = flag(
+        None,
+        "tokens of context that such a token reads; given, requests may ask for it even where "
+        "--attention is full; default with bound or gate: 2048",
+    )
+    page_share: float = flag(
+        1.0, "and no more pages than are thought to get this share of the attention"
+    )
+    attention_gates: str | None = flag(None, "folder or repository of gates for --attention gate")
+    attention_from: int | None = flag(
+        None, "shorter contexts are read in full; default: from where it is faster, measured", low=0
     )
     ffn_mode: str | None = flag(
         None,
@@ -103,6 +122,11 @@ class Settings:
             num_pages=self.num_pages,
             kv_cache_bytes=None if self.kv_cache_gib is None else int(self.kv_cache_gib * GIB),
             prefix_caching=not self.no_prefix_caching,
+            attention=self.attention,
+            page_budget=self.page_budget,
+            page_share=self.page_share,
+            attention_gates=self.attention_gates,
+            attention_from=self.attention_from,
             ffn_mode=self.ffn_mode,
             num_threads=self.threads,
             log_level=self.log_level,

@@ -1,6 +1,6 @@
-"""The meaning of page selection: which pages of its context a token reads, and attention over them.
+"""The meaning of page selection: which pages a token reads, and attention over them alone.
 
-Letters as in `reference`; P pages of a request's table, G = H / K query heads that share a K/V head.
+Letters as in `reference`; P pages of a request's table, G = H / K query heads to a K/V head.
 A page's summary is the smallest and the largest value of each dimension of its keys. It is written
 once, by the step that fills the page: the page that a token stands in is always read.
 """

@@ -1,4 +1,4 @@
-"""A folder of trained gates: config.json and model.safetensors, written by `turbosparse train-gates`."""
+"""A folder of trained gates: config.json and model.safetensors, as `train-gates` writes them."""
 
 from __future__ import annotations
 

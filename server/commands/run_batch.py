@@ -12,7 +12,7 @@ import json
 import sys
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,7 +23,7 @@ from ...models.fields import Json, is_object
 from ...models.progress import bar
 from .. import flags
 from ..app import Edge, create_app
-from ..checkpoint import locate, locate_predictors
+from ..checkpoint import locate, locate_gates, locate_predictors
 from ..flags import SettingsError, flag
 from ..serve import start_service
 from ..service import Service
@@ -95,6 +95,7 @@ def _parse(text: str) -> Line:
 
 async def _answer_all(settings: Settings, lines: list[Line], output: TextIO) -> int:
     """Write an answer for every line; returns how many were refused."""
+    settings = replace(settings, attention_gates=locate_gates(settings.attention_gates))
     service = await start_service(
         settings, locate(settings.model), locate_predictors(settings.predictors)
     )

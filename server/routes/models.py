@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from fastapi import APIRouter
 
 from ..dependencies import ServiceDependency
@@ -34,5 +36,6 @@ def _card(service: Service, name: str) -> dict[str, object]:
         "max_model_len": info.max_model_len,
         "exact": info.exact,
         "approximation": info.approximation,
+        "attention": None if info.attention is None else asdict(info.attention),
         "synthetic": info.synthetic,
     }

@@ -1,4 +1,4 @@
-"""Sparse attention through the whole engine: opt-in by request, and independent of circumstances."""
+"""Sparse attention through the whole engine: by request, and independent of circumstances."""
 
 import published
 import pytest

@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from turbosparse.engine.config import EngineConfig
 from turbosparse.engine.core import EngineCore  # noqa: F401  (what this runner is written for)
 from turbosparse.engine.masks import masks
-from turbosparse.engine.messages import Activity, EngineInfo, TokenLogprobs
+from turbosparse.engine.messages import Activity, AttentionInfo, EngineInfo, TokenLogprobs
 from turbosparse.engine.request import Request
 from turbosparse.engine.scheduler import Sampled, Schedule
 
@@ -134,6 +134,7 @@ def build(config: EngineConfig) -> tuple[EchoRunner, EngineInfo]:
         eos_token_ids=[EOS],
         sparse=True,
         threshold=0.0,
+        attention=AttentionInfo("full", ["full", "bound"], 512, 1.0, 64, 0),
         ffn_modes={8: "token", 64: "dense"},
     )
     return EchoRunner(), info
