@@ -35,7 +35,14 @@ class PageBudgets:
     shares: Tensor  # [T] float32, and no more than what gets this share; 1: no such limit
     gated: Tensor  # [T] float32, 1: the learned gate estimates; 0: the bound alone
     tokens: Tensor | None = None  # [S] int64, who has a budget; None: every token is a request's
-    read: Tensor | None = None  # [T] float32: the share of its pages that a token reads is added
+    read: Tensor | None = None  # [T] float32: with a budget: the share of its pages that are read is added
+
+    def of(self, tokens: Tensor) -> PageBudgets:
+        """Those of these tokens [n] int64 alone."""
+        read = None if self.read is None else self.read[tokens]
+        return PageBudgets(
+            self.pages[tokens], self.shares[tokens], self.gated[tokens], tokens=None, read=read
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +67,16 @@ class ForwardBatch:
     union: Tensor | None = None  # [layers] float32: the share that any token computes is added
     thresholds: Tensor | None = None  # [T] float32, the predictors'; None: each layer's own
     budgets: PageBudgets | None = None  # None: every token reads all of its context
+
+    def only(self, tokens: Tensor) -> ForwardBatch:
+        """What attention that sees only these tokens [n] int64, each by itself, needs to know."""
+        return replace(
+            self,
+            positions=self.positions[tokens],
+            slots=self.slots[tokens],
+            request_ids=self.request_ids[tokens],
+            query_starts=None,
+        )
 
     def of(self, tokens: Tensor) -> ForwardBatch:
         """What an FFN that sees only these tokens [n] int64 needs to know of them."""

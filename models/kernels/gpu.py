@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..batch import FfnMode, ForwardBatch, Routing
+from ..batch import FfnMode, ForwardBatch, PageBudgets, Routing
 from ..config import Activation
 from . import (
     gpu_attention,
+    gpu_chosen,
     gpu_draw,
     gpu_experts,
     gpu_ffn_few,
@@ -22,12 +23,15 @@ from . import (
     gpu_gated,
     gpu_linear,
     gpu_norm,
+    gpu_pages,
     gpu_predict,
     gpu_prefill,
     reference,
+    reference_pages,
 )
 from .gpu_linear import Epilogue
 from .reference import Limits
+from .reference_pages import Gate
 from .sizes import power_of_two_in
 
 # Where it may, cuBLAS adds the parts of a split product in 16 bits: a neuron's score next to zero
@@ -101,6 +105,64 @@ def attention(
     q = gpu_attention.rotate_and_store(qkv, cos, sin, *caches, *places)
     places = (batch.positions, batch.query_starts, tables)
     return gpu_prefill.attend(q, *caches, *places, scale, window)
+
+
+def sparse_attention(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    summary: Tensor,
+    gate: Gate | None,
+    batch: ForwardBatch,
+    scale: float,
+    window: int | None,
+) -> Tensor:
+    """Where nobody has a page budget `attention`, and summaries after it. Pieces of prompts attend
+    to all of their context, then the tokens that have budgets over again, by themselves."""
+    caches, budgets = (k_cache, v_cache), batch.budgets
+    if budgets is None:
+        out = attention(qkv, cos, sin, *caches, batch, scale, window)
+        gpu_pages.summarize(k_cache, summary, batch.slots)
+        return out
+    places = (batch.positions, batch.slots)
+    if batch.query_starts is None:
+        q = gpu_attention.rotate_and_store(qkv, cos, sin, *caches, *places)
+        return _attend_chosen(q, *caches, summary, gate, batch, budgets, scale, window)
+    assert budgets.tokens is not None, "a mixed step without its list of tokens"
+    tokens, part, own = budgets.tokens, batch.only(budgets.tokens), budgets.of(budgets.tokens)
+    q = gpu_attention.rotate_and_store(qkv, cos, sin, *caches, *places)
+    gpu_pages.summarize(k_cache, summary, batch.slots)
+    blocks = (batch.positions, batch.query_starts, batch.page_tables)
+    out = gpu_prefill.attend(q, *caches, *blocks, scale, window)
+    chosen = _attend_chosen(q[tokens], *caches, summary, gate, part, own, scale, window)
+    if budgets.read is not None and own.read is not None:
+        budgets.read[tokens] = own.read
+    return out.index_copy_(0, tokens, chosen)
+
+
+def _attend_chosen(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    summary: Tensor,
+    gate: Gate | None,
+    batch: ForwardBatch,
+    budgets: PageBudgets,
+    scale: float,
+    window: int | None,
+) -> Tensor:
+    """Over the pages that budgets allow: [T, H, D] -> [T, H * D]."""
+    places = (batch.request_ids, batch.page_tables)
+    learned = None
+    if gate is not None:
+        learned = reference_pages.learned(q, gate, budgets.gated).contiguous()
+    keys = (k_cache, summary, batch.positions, batch.slots)
+    columns, counts = gpu_pages.choose(q, learned, *keys, *places, budgets, scale, window)
+    reference_pages.add_shares(budgets, counts, batch, k_cache.shape[2], window)
+    rest = (batch.positions, *places, columns, counts, scale, window)
+    return gpu_chosen.attend(q, k_cache, v_cache, *rest)
 
 
 def predict(residual: Tensor, fc1: Tensor, fc2: Tensor, threshold: float | Tensor) -> Tensor:

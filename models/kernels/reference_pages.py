@@ -32,18 +32,27 @@ def probe(q: Tensor, gate: Gate | None, gated: Tensor) -> Tensor:
     """What a page's summary is multiplied by to estimate its best score: [T, H, D] -> [T, H, 2D].
 
     `min(q, 0) . smallest + max(q, 0) . largest` is the bound of Quest (arXiv 2406.10774, eq. 2): no
-    key of the page scores higher. The gate adds what it has learned, a low-rank projection of query
-    and summary: of SeerAttention-R (arXiv 2506.08889) the pooled keys and the target.
+    key of the page scores higher. A gate adds what it has learned.
     """
-    signed = torch.cat((q.clamp(max=0), q.clamp(min=0)), -1)
-    if gate is None:
-        return signed
+    return _signed(q) if gate is None else _signed(q) + learned(q, gate, gated)
+
+
+def learned(q: Tensor, gate: Gate, gated: Tensor) -> Tensor:
+    """The gate's part of it, 0 where `gated` [T] is: [T, H, D] -> [T, H, 2D].
+
+    A product of queries and pooled keys after a projection of each, as in SeerAttention-R (arXiv
+    2506.08889), but each head projects its own query, and keys are pooled after their rotation.
+    """
     query, key = gate
     num_kv_heads, _, rank = key.shape
-    hidden = torch.einsum("thf,hrf->thr", signed, query)
+    hidden = torch.einsum("thf,hrf->thr", _signed(q), query)
     grouped = hidden.view(len(q), num_kv_heads, -1, rank)
-    learned = torch.einsum("tkgr,kfr->tkgf", grouped, key).flatten(1, 2)
-    return signed + gated[:, None, None].to(q.dtype) * learned
+    product = torch.einsum("tkgr,kfr->tkgf", grouped, key).flatten(1, 2)
+    return gated[:, None, None].to(q.dtype) * product
+
+
+def _signed(q: Tensor) -> Tensor:
+    return torch.cat((q.clamp(max=0), q.clamp(min=0)), -1)
 
 
 def estimate(probes: Tensor, summary: Tensor, scale: float) -> Tensor:
@@ -148,10 +157,9 @@ def attend_chosen(
 def add_shares(
     budgets: PageBudgets, counts: Tensor, batch: ForwardBatch, page_size: int, window: int | None
 ) -> None:
-    """Add the share of its pages that each token reads, where that is wanted."""
+    """Add the share of its pages that each token with a budget reads, where that is wanted."""
     if budgets.read is None:
         return
     last = batch.positions // page_size
     first = 0 if window is None else (batch.positions + 1 - window).clamp(min=0) // page_size
-    held = last - first + 1
-    budgets.read.add_(torch.where(counts > 0, counts, held[:, None]).float().mean(1) / held)
+    budgets.read.add_(counts.float().mean(1) / (last - first + 1))

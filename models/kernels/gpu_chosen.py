@@ -1,0 +1,175 @@
+# pyright: basic, reportArgumentType=false, reportCallIssue=false
+# pyright: reportMissingImports=false, reportGeneralTypeIssues=false
+"""Triton: attention of single tokens over the pages that were chosen for them."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from .gpu_attention import BLOCK, LOG2_E, STAGES, num_splits_for
+from .gpu_launch import counters, overlap
+from .sizes import power_of_two
+
+
+@triton.jit
+def chosen_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    positions_ptr,
+    requests_ptr,
+    tables_ptr,
+    columns_ptr,
+    counts_ptr,
+    partial_ptr,
+    sums_ptr,
+    counter_ptr,
+    out_ptr,
+    scale,
+    table_width,
+    columns_width,
+    window,
+    PAGE: tl.constexpr,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    JOINED: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DIM: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """One token's HEADS queries of one K/V head over one share of its pages, which lie one after
+    the other as if there were no others; a count of 0 is all that it sees. The last program of a
+    head joins the shares."""
+    t, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    num_kv_heads = tl.num_programs(1)
+    row = t.to(tl.int64) * num_kv_heads + kv_head
+    g, d = tl.arange(0, GROUP), tl.arange(0, DIM)
+    if PDL:
+        gdc_launch_dependents()
+    # no kernel writes these within a step
+    position = tl.load(positions_ptr + t).to(tl.int32)
+    table = tables_ptr + tl.load(requests_ptr + t) * table_width
+    first = tl.maximum(position + 1 - window, 0) // PAGE
+    inside = d < HEAD_DIM
+    if PDL:
+        gdc_wait()
+    heads = row * HEADS + g
+    whole_q = (g < HEADS)[:, None] & inside[None, :]
+    q = tl.load(q_ptr + heads[:, None] * HEAD_DIM + d[None, :], mask=whole_q, other=0.0)
+    count = tl.load(counts_ptr + row)
+    is_all = count == 0
+    count = tl.where(is_all, position // PAGE + 1 - first, count)
+
+    share = tl.cdiv(tl.cdiv(count * PAGE, BLOCK), SPLITS)
+    best = tl.full((GROUP,), float("-inf"), tl.float32)
+    weight = tl.zeros((GROUP,), tl.float32)
+    acc = tl.zeros((GROUP, DIM), tl.float32)
+    end = tl.minimum((split + 1) * share, tl.cdiv(count * PAGE, BLOCK))
+    for block in tl.range(split * share, end, num_stages=STAGES):
+        i = block * BLOCK + tl.arange(0, BLOCK)
+        listed = (i // PAGE < count) & (is_all == 0)
+        column = tl.load(columns_ptr + row * columns_width + i // PAGE, mask=listed, other=0)
+        column = tl.where(is_all, first + i // PAGE, column)
+        at = column * PAGE + i % PAGE
+        seen = (i // PAGE < count) & (at <= position) & (at > position - window)
+        page = tl.load(table + column, mask=seen, other=0).to(tl.int64)
+        place = ((page * num_kv_heads + kv_head) * PAGE + at % PAGE)[:, None] * HEAD_DIM
+        place += d[None, :]
+        whole = seen[:, None] & inside[None, :]
+        k = tl.load(k_ptr + place, mask=whole, other=0.0)
+        v = tl.load(v_ptr + place, mask=whole, other=0.0)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        scores = tl.where(seen[None, :], scores, float("-inf"))
+        new_best = tl.maximum(best, tl.max(scores, 1))
+        safe = tl.where(new_best == float("-inf"), 0.0, new_best)
+        p = tl.exp2(scores - safe[:, None])
+        shrink = tl.exp2(best - safe)
+        weight = weight * shrink + tl.sum(p, 1)
+        acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
+        best = new_best
+
+    kind = out_ptr.dtype.element_ty
+    if SPLITS == 1:
+        out = (acc / weight[:, None]).to(kind)
+        tl.store(out_ptr + heads[:, None] * HEAD_DIM + d[None, :], out, mask=whole_q)
+    else:
+        places = heads * SPLITS + split
+        part = partial_ptr + places[:, None] * DIM + d[None, :]
+        tl.store(part, acc, mask=(g < HEADS)[:, None])
+        tl.store(sums_ptr + 2 * places, best, mask=g < HEADS)
+        tl.store(sums_ptr + 2 * places + 1, weight, mask=g < HEADS)
+        tl.debug_barrier()
+        counter = counter_ptr + row
+        if tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == SPLITS - 1:
+            tl.store(counter, 0)
+            j = tl.arange(0, JOINED)
+            joined_heads = row * HEADS + tl.minimum(j, HEADS - 1)
+            shares = joined_heads[:, None] * SPLITS + tl.arange(0, SPLITS)[None, :]
+            bests = tl.load(sums_ptr + 2 * shares, cache_modifier=".cg")
+            weights = tl.load(sums_ptr + 2 * shares + 1, cache_modifier=".cg")
+            factors = tl.exp2(bests - tl.max(bests, 1)[:, None])
+            parts = partial_ptr + shares[:, :, None] * DIM + d[None, None, :]
+            joined = tl.sum(tl.load(parts, cache_modifier=".cg") * factors[:, :, None], 1)
+            joined = (joined / tl.sum(weights * factors, 1)[:, None]).to(kind)
+            out = out_ptr + joined_heads[:, None] * HEAD_DIM + d[None, :]
+            tl.store(out, joined, mask=(j < HEADS)[:, None] & inside[None, :])
+
+
+def attend(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    positions: Tensor,
+    request_ids: Tensor,
+    page_tables: Tensor,
+    columns: Tensor,
+    counts: Tensor,
+    scale: float,
+    window: int | None,
+) -> Tensor:
+    """`reference_pages.attend_chosen`, and all of the context where the count is 0:
+    q [T, H, D] -> [T, H * D]."""
+    num_tokens, num_heads, head_dim = q.shape
+    _, num_kv_heads, page_size, _ = k_cache.shape
+    group, device = num_heads // num_kv_heads, q.device
+    splits = num_splits_for(num_tokens, num_kv_heads)
+    dim = max(16, power_of_two(head_dim))
+    places = num_tokens * num_heads * splits
+    partial = torch.empty(places, dim, dtype=torch.float32, device=device)
+    sums = torch.empty(places, 2, dtype=torch.float32, device=device)
+    out = torch.empty(num_tokens, num_heads * head_dim, dtype=q.dtype, device=device)
+    chosen_kernel[(num_tokens, num_kv_heads, splits)](
+        q,
+        k_cache,
+        v_cache,
+        positions,
+        request_ids,
+        page_tables,
+        columns,
+        counts,
+        partial,
+        sums,
+        counters(device),
+        out,
+        scale * LOG2_E,
+        page_tables.stride(0),
+        columns.stride(1),
+        2**30 if window is None else window,
+        PAGE=page_size,
+        HEADS=group,
+        GROUP=max(16, power_of_two(group)),
+        JOINED=power_of_two(group),
+        HEAD_DIM=head_dim,
+        DIM=dim,
+        SPLITS=splits,
+        BLOCK=BLOCK if splits > 1 else 2 * BLOCK,
+        STAGES=STAGES,
+        num_warps=4,
+        **overlap(device),
+    )
+    return out
