@@ -5,15 +5,21 @@ Knows no request and no step.
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 
+from ..models.attention import LayerCache
+from ..models.attention_calibration import full_up_to
 from ..models.config import ModelError
 from ..models.decoder import Decoder
 from ..models.sparsity import gates
 from ..models.sparsity.blocks import MIN_BUDGET, AttentionMode
 from .config import EngineConfig
+from .graphs import can_capture
 from .messages import AttentionInfo
 
+logger = logging.getLogger(__name__)
 DEFAULT_BUDGET = 2048  # tokens
 
 
@@ -47,6 +53,25 @@ def prepare(config: EngineConfig, decoder: Decoder, max_model_len: int) -> Atten
         beyond=config.attention_from or 0,
         gates=measured,
     )
+
+
+def calibrated(
+    config: EngineConfig,
+    info: AttentionInfo,
+    decoder: Decoder,
+    caches: list[LayerCache],
+    max_model_len: int,
+) -> AttentionInfo:
+    """With the context up to which reading all of it is as fast, where it was not given.
+
+    On a CPU choosing takes so little that it pays as soon as there is anything to choose.
+    """
+    if config.attention_from is not None or decoder.embedding.device.type != "cuda":
+        return info
+    graphs = can_capture(decoder)
+    beyond = full_up_to(decoder, caches, info.budget, max_model_len, graphs=graphs)
+    logger.info("contexts up to %d tokens are read in full: it is as fast", beyond)
+    return replace(info, beyond=beyond)
 
 
 def _budget(config: EngineConfig, max_model_len: int) -> int:

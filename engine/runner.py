@@ -253,6 +253,8 @@ def build_runner(config: EngineConfig) -> tuple[ModelRunner, EngineInfo]:
     caches = kv_cache.allocate(
         model.config, num_pages, config.page_size, device, dtype, summaries=sparse is not None
     )
+    if sparse is not None:
+        sparse = attention.calibrated(config, sparse, model.decoder, caches, max_model_len)
     policy = _policy(config, model)
     max_pages = -(-max_model_len // config.page_size)
     runner = ModelRunner(

@@ -50,12 +50,17 @@ class Attention(nn.Module):
         cache: LayerCache,
         batch: ForwardBatch,
     ) -> Tensor:
-        ops, places = self.ops, (batch, self.scale, self.window)
-        qkv = ops.norm_linear(residual, norm.weight, norm.eps, self.qkv.weight)
+        qkv = self.ops.norm_linear(residual, norm.weight, norm.eps, self.qkv.weight)
+        attended = self.attend(qkv, rope, cache, batch)
+        return self.ops.linear_add(attended, self.out.weight, residual, self.residual_scale)
+
+    def attend(
+        self, qkv: Tensor, rope: tuple[Tensor, Tensor], cache: LayerCache, batch: ForwardBatch
+    ) -> Tensor:
+        """Rotate, store, attend: [T, (H + 2K) * D] -> [T, H * D]."""
+        places = (batch, self.scale, self.window)
         if cache.summary is None:
-            attended = ops.attention(qkv, *rope, cache.k, cache.v, *places)
-        else:
-            gate = None if self.gate is None else self.gate.projections
-            caches = (cache.k, cache.v, cache.summary)
-            attended = ops.sparse_attention(qkv, *rope, *caches, gate, *places)
-        return ops.linear_add(attended, self.out.weight, residual, self.residual_scale)
+            return self.ops.attention(qkv, *rope, cache.k, cache.v, *places)
+        gate = None if self.gate is None else self.gate.projections
+        caches = (cache.k, cache.v, cache.summary)
+        return self.ops.sparse_attention(qkv, *rope, *caches, gate, *places)

@@ -35,7 +35,9 @@ class PageBudgets:
     shares: Tensor  # [T] float32, and no more than what gets this share; 1: no such limit
     gated: Tensor  # [T] float32, 1: the learned gate estimates; 0: the bound alone
     tokens: Tensor | None = None  # [S] int64, who has a budget; None: every token is a request's
-    read: Tensor | None = None  # [T] float32: with a budget: the share of its pages that are read is added
+    read: Tensor | None = (
+        None  # [T] float32: with a budget: the share of its pages that are read is added
+    )
 
     def of(self, tokens: Tensor) -> PageBudgets:
         """Those of these tokens [n] int64 alone."""

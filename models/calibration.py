@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ SAMPLE = {"cpu": 64, "cuda": 256}  # random tokens run through the model; larger
 # every layer's are read from memory, as in a decode step.
 LAYERS = 8
 RUNS = 5  # between two events: the first one's launch is in the time, those of the others are not
+N = TypeVar("N", bound=str)  # what a way is called
 Inputs = list[tuple[nn.Module, Tensor, Norm]]  # FFNs with their residual [T, hidden] and norm
 
 
@@ -78,7 +80,7 @@ def measure(decoder: Decoder, seen: Observed, sizes: Sequence[int], graphs: bool
             mode: _clock(inputs, replace(step, ffn_mode=mode), graphs=graphs)
             for mode in decoder.ops.modes
         }
-        seconds[size] = _shortest(clocks)
+        seconds[size] = shortest(clocks)
     return seconds
 
 
@@ -92,9 +94,9 @@ def _layers(active: Tensor, device: torch.device) -> list[int]:
     return [int((active - active.mean()).abs().argmin())]
 
 
-def _shortest(clocks: dict[FfnMode, Callable[[], float]]) -> dict[FfnMode, float]:
+def shortest(clocks: dict[N, Callable[[], float]]) -> dict[N, float]:
     """The shortest run of each mode. They take turns, so that a busy neighbour slows them all."""
-    times: dict[FfnMode, list[float]] = {mode: [] for mode in clocks}
+    times: dict[N, list[float]] = {mode: [] for mode in clocks}
     end = time.perf_counter() + SECONDS
     for i in range(1 + REPEATS):
         for mode, clock in clocks.items():
@@ -113,8 +115,8 @@ def _clock(inputs: Inputs, batch: ForwardBatch, *, graphs: bool) -> Callable[[],
 
     if batch.token_ids.device.type == "cpu":
         return lambda: _wall_seconds(run) / len(inputs)
-    once = _captured(run) if graphs else run
-    return lambda: _device_seconds(once) / len(inputs)
+    once = captured(run) if graphs else run
+    return lambda: device_seconds(once) / len(inputs)
 
 
 def _wall_seconds(run: Callable[[], None]) -> float:
@@ -123,7 +125,7 @@ def _wall_seconds(run: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
-def _device_seconds(run: Callable[[], None]) -> float:
+def device_seconds(run: Callable[[], None]) -> float:
     """Between two events on the device, so that waiting for the host's clock is not in it."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
@@ -135,7 +137,7 @@ def _device_seconds(run: Callable[[], None]) -> float:
     return start.elapsed_time(end) / 1e3 / RUNS
 
 
-def _captured(run: Callable[[], None]) -> Callable[[], None]:
+def captured(run: Callable[[], None]) -> Callable[[], None]:
     """The same as a CUDA graph."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())

@@ -1,0 +1,101 @@
+"""Measures from which context on choosing pages to read is faster than reading all of them.
+
+For one request, whose step holds the fewest bytes to save beside the same work to choose: with more
+of them choosing pays earlier. So what is found holds for every step, and the answer of a request
+does not depend on how many others there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from .attention import Attention, LayerCache
+from .batch import FfnMode, ForwardBatch, PageBudgets
+from .calibration import captured, device_seconds, shortest
+from .decoder import Decoder
+
+LAYERS = 8  # in one run, so that no cache holds what the next run reads
+Seconds = dict[int, tuple[float, float]]  # by context: reading all of it, and choosing
+
+
+@torch.inference_mode()
+def full_up_to(
+    decoder: Decoder, caches: list[LayerCache], budget: int, max_context: int, *, graphs: bool
+) -> int:
+    """The longest context that is read as fast in full as by a budget; both in tokens."""
+    return crossover(_measure(decoder, caches, budget, max_context, graphs), budget, max_context)
+
+
+def crossover(seconds: Seconds, budget: int, max_context: int) -> int:
+    """The largest measured context at which choosing is not faster; the budget if it always is."""
+    slower = [context for context, (full, chosen) in seconds.items() if chosen >= full]
+    found = max(slower, default=budget)
+    return max_context if seconds and found == max(seconds) else found
+
+
+def _measure(
+    decoder: Decoder, caches: list[LayerCache], budget: int, max_context: int, graphs: bool
+) -> Seconds:
+    page_size = caches[0].k.shape[2]
+    longest = min(max_context, caches[0].k.shape[0] * page_size)
+    contexts = [c for c in (budget << i for i in range(1, 20)) if c < longest]
+    for cache in caches[:LAYERS]:  # what has never been written may be no number
+        for part in (cache.k, cache.v, cache.summary):
+            if part is not None:
+                part[: -(-longest // page_size)].normal_()
+    seconds: Seconds = {}
+    for context in [*contexts, longest]:
+        batch = _token(decoder, context, page_size)
+        budgets = _budget(-(-budget // page_size), decoder.embedding.device)
+        clocks = {
+            name: _clock(decoder, caches, replace(batch, budgets=each), graphs)
+            for name, each in (("full", None), ("chosen", budgets))
+        }
+        times = shortest(clocks)
+        seconds[context] = times["full"], times["chosen"]
+    return seconds
+
+
+def _token(decoder: Decoder, context: int, page_size: int) -> ForwardBatch:
+    """One token at the end of a context, whose pages lie one after the other."""
+    device = decoder.embedding.device
+    place = torch.tensor([context - 1], device=device)
+    return ForwardBatch(
+        token_ids=torch.zeros_like(place),
+        positions=place,
+        slots=place,
+        request_ids=torch.zeros_like(place),
+        page_tables=torch.arange(-(-context // page_size), dtype=torch.int32, device=device)[None],
+        query_lens=(1,),
+        context_lens=(context,),
+        sample_at=None,
+        ffn_mode=FfnMode.TOKEN,
+    )
+
+
+def _budget(num_pages: int, device: torch.device) -> PageBudgets:
+    one = torch.ones(1, device=device)
+    return PageBudgets(torch.full((1,), num_pages, dtype=torch.int32, device=device), one, one)
+
+
+def _clock(
+    decoder: Decoder, caches: list[LayerCache], batch: ForwardBatch, graphs: bool
+) -> Callable[[], float]:
+    """A function that attends once in some layers and returns the seconds that one of them took."""
+    assert decoder.rope is not None
+    rope, pairs = decoder.rope, list(zip(decoder.layers, caches, strict=True))[:LAYERS]
+    config, like = decoder.config, decoder.embedding
+    width = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    qkv = torch.randn(1, width, dtype=like.dtype, device=like.device)
+
+    def run() -> None:
+        for layer, cache in pairs:
+            attention = layer.get_submodule("attention")
+            assert isinstance(attention, Attention)
+            attention.attend(qkv, rope, cache, batch)
+
+    once = captured(run) if graphs else run
+    return lambda: device_seconds(once) / len(pairs)
