@@ -18,13 +18,14 @@ from dataclasses import replace
 
 import torch
 from decode import PAGE_SIZE, median_seconds
-from machine import facts, processor
+from machine import facts
 from roof import bandwidth
 
 from turbosparse.models.attention import LayerCache
 from turbosparse.models.batch import FfnMode, ForwardBatch, PageBudgets
 from turbosparse.models.kernels import ops
 from turbosparse.models.load import DTYPES
+from turbosparse.models.machine import processor
 
 CACHED = 64 << 20  # bytes that a cache may hold: less than that is read from several layers
 
