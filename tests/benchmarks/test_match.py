@@ -1,6 +1,7 @@
 """The match benchmark: what it calls a divergence, and a tie; and that it can fail."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import match
@@ -33,31 +34,36 @@ def test_a_swap_within_rounding_is_a_tie():
     """bf16 numbers between 4 and 8 are 1/32 apart."""
     reference = said([[5, 6], [7, 8], [9, 1]], [[4.5, 1.0], [4.25, 4.21875], [3.0, 2.0]])
     ours = said([[5, 6], [8, 7], [2, 3]], [[4.5, 1.0], [4.25, 4.21875], [3.0, 2.0]])
-    (found,) = match.divergences(ours, reference, torch.bfloat16)
-    assert (found.request, found.step, found.gap, found.noise) == (0, 1, 0.03125, 0.0)
+    (found,) = match.divergences(ours, reference, torch.bfloat16, 0.0)
+    assert (found.request, found.step, found.gap) == (0, 1, 0.03125)
     assert found.is_tie
-    (found,) = match.divergences(ours, reference, torch.float32)
+    (found,) = match.divergences(ours, reference, torch.float32, 0.0)
     assert not found.is_tie, "in fp32 the same gap is many roundings wide"
+    (found,) = match.divergences(ours, reference, torch.float32, 0.02)
+    assert found.is_tie, "within twice the noise"
 
 
-def test_noise_is_measured_before_the_divergence_not_at_it():
-    """At it the difference is as large as the gap by necessity: it would excuse everything."""
-    reference = said([[5, 6], [7, 8]], [[4.5, 1.0], [5.0, 2.0]])
-    ours = said([[5, 6], [8, 7]], [[4.5, 1.25], [6.0, 4.0]])
-    (found,) = match.divergences(ours, reference, torch.bfloat16)
-    assert found.noise == pytest.approx(0.25, rel=0.01)
-    assert not found.is_tie
+def test_noise_is_measured_where_both_have_read_the_same():
+    """The best logit counts, before the texts part; what a prompt's places held counts too."""
+    reference = said([[5, 6], [3, 6], [7, 8]], [[4.5, 1.0], [2.0, 1.0], [5.0, 2.0]])
+    ours = said([[5, 6], [3, 6], [8, 7]], [[4.5, 9.0], [2.25, 1.0], [6.0, 4.0]])
+    assert match.noise_between(ours, reference) == pytest.approx(0.25, rel=0.01)
+    prompt = [[1, 2], [7, 8]], [[3.0, 1.0], [5.0, 2.0]]
+    other = [[2, 1], [7, 8]], [[3.5, 1.0], [5.5, 2.0]]
+    given = [match.Said(torch.tensor([t]), torch.tensor([v]), 1) for t, v in (other, prompt)]
+    assert match.noise_between(*given) == pytest.approx(0.5, rel=0.01)
+    assert match.divergences(*given, torch.bfloat16, 0.0) == []
 
 
 def test_a_token_that_the_reference_never_thought_of_is_no_tie():
     reference, ours = said([[5, 6]], [[4.5, 4.5]]), said([[9, 5]], [[4.5, 4.5]])
-    (found,) = match.divergences(ours, reference, torch.bfloat16)
+    (found,) = match.divergences(ours, reference, torch.bfloat16, 100.0)
     assert not found.is_tie
 
 
 def test_the_same_text_has_no_divergence():
     text = said([[5, 6], [7, 8]], [[4.5, 1.0], [5.0, 2.0]])
-    assert match.divergences(text, text, torch.bfloat16) == []
+    assert match.divergences(text, text, torch.bfloat16, 0.0) == []
 
 
 def test_greedy_says_what_the_whole_sequence_says(directory):
@@ -66,9 +72,10 @@ def test_greedy_says_what_the_whole_sequence_says(directory):
     prompts = random_ids(decoder, 12).view(2, 6)
     for mode in FfnMode:
         found = match.greedy(decoder, prompts, 5, mode)
-        assert found.tokens.shape == (2, 5, match.BEST)
+        assert found.tokens.shape == (2, 10, match.BEST)
         for prompt, tokens, logits in zip(prompts, found.tokens, found.logits, strict=True):
-            whole = observe(decoder, torch.cat((prompt, tokens[:, 0]))).logits[5:10]
+            said_tokens = tokens[found.num_given :, 0]
+            whole = observe(decoder, torch.cat((prompt, said_tokens))).logits[:10]
             assert whole.argmax(1).tolist() == tokens[:, 0].tolist()
             torch.testing.assert_close(whole.topk(match.BEST).values, logits, atol=1e-4, rtol=0)
 
@@ -102,8 +109,9 @@ def test_a_mode_that_says_something_else_fails(monkeypatch, directory, capsys):
         if mode is not FfnMode.UNION:
             return found
         tokens = found.tokens.clone()
-        tokens[0, 3] = tokens[0, 3].roll(4)
-        return match.Said(tokens, found.logits)
+        place = found.num_given + 3
+        tokens[0, place] = tokens[0, place].roll(4)
+        return replace(found, tokens=tokens)
 
     monkeypatch.setattr(match, "greedy", wrong)
     monkeypatch.setattr(match, "logit_difference", recipe_only)
