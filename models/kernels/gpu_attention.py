@@ -159,6 +159,35 @@ def _attend(q1, q2, k1, k2, v, seen, scale, best, weight, acc):
 
 
 @triton.jit
+def _store_own(
+    source,
+    k_ptr,
+    v_ptr,
+    slot,
+    cos,
+    sin,
+    kv_head,
+    num_kv_heads,
+    page_size,
+    HEAD_DIM: tl.constexpr,
+    HALF: tl.constexpr,
+    DIM: tl.constexpr,
+):
+    """A token's own key, rotated, in halves, and its value, from what was projected to its page; a
+    slot below 0 is none."""
+    half: tl.constexpr = HEAD_DIM // 2
+    h = tl.arange(0, HALF)
+    d = tl.arange(0, DIM)
+    row = (slot // page_size * num_kv_heads + kv_head) * page_size + slot % page_size
+    k1, k2 = _rotated(source + h, half, h < half, cos, sin)
+    v = tl.load(source + num_kv_heads * HEAD_DIM + d, mask=d < HEAD_DIM, other=0.0)
+    tl.store(k_ptr + row * HEAD_DIM + h, k1, mask=(slot >= 0) & (h < half))
+    tl.store(k_ptr + row * HEAD_DIM + half + h, k2, mask=(slot >= 0) & (h < half))
+    tl.store(v_ptr + row * HEAD_DIM + d, v, mask=(slot >= 0) & (d < HEAD_DIM))
+    return k1, k2, v
+
+
+@triton.jit
 def decode_kernel(
     qkv_ptr,
     cos_ptr,
@@ -191,10 +220,11 @@ def decode_kernel(
     PDL: tl.constexpr,
 ):
     """One token's HEADS queries of one K/V head over one share of its positions; the last program
-    of a head joins the shares. Who has the token's own position stores its key and value first.
+    of a head joins the shares. Who has the token's own position stores its key and value.
 
-    EARLY: the first block is asked for before this step's queries, keys and values are there. It
-    takes registers, and pays only where all programs run at once.
+    EARLY: the first block is asked for before this step's queries, keys and values are there, and
+    so the token's own are taken from where they come from. That needs registers, and pays only
+    where all programs run at once.
     """
     t, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     half: tl.constexpr = HEAD_DIM // 2
@@ -221,51 +251,46 @@ def decode_kernel(
     whole_q = (g < HEADS)[:, None] & (h < half)[None, :]
     source = qkv + (num_heads + kv_head) * HEAD_DIM
 
-    q1 = tl.zeros((GROUP, HALF), qkv_ptr.dtype.element_ty)
-    q2 = q1
+    own = (source, k_ptr, v_ptr, slot, cos, sin, kv_head, num_kv_heads, page_size)
+    has_own = (begin < end) & (end == position // BLOCK + 1)
+    if EARLY:
+        q1 = tl.zeros((GROUP, HALF), qkv_ptr.dtype.element_ty)
+        q2 = q1
+    else:
+        if PDL:
+            gdc_wait()
+        q1, q2 = _rotated(queries, half, whole_q, cos[None, :], sin[None, :])
+        if has_own:
+            _store_own(*own, HEAD_DIM, HALF, DIM)
+            tl.debug_barrier()  # other threads of this program read them
+
     best = tl.full((GROUP,), float("-inf"), tl.float32)
     weight = tl.zeros((GROUP,), tl.float32)
     acc = tl.zeros((GROUP, DIM), tl.float32)
-    if EARLY:
-        # A loop of one round: what it loads is asked for before it begins, and so before the wait.
-        for block in tl.range(begin, tl.minimum(begin + 1, end), num_stages=STAGES):
-            k1, k2, v, seen = _block(
-                k_ptr, v_ptr, table, block, position - 1, *shape, HEAD_DIM, HALF, DIM, BLOCK
-            )
+    last = position - 1 if EARLY else position
+    for block in tl.range(begin, end, num_stages=STAGES):
+        k1, k2, v, seen = _block(
+            k_ptr, v_ptr, table, block, last, *shape, HEAD_DIM, HALF, DIM, BLOCK
+        )
+        if EARLY and block == begin:
             if PDL:
                 gdc_wait()
             q1, q2 = _rotated(queries, half, whole_q, cos[None, :], sin[None, :])
-            best, weight, acc = _attend(q1, q2, k1, k2, v, seen, scale, best, weight, acc)
-    if PDL:
-        gdc_wait()
-    if not EARLY:
-        q1, q2 = _rotated(queries, half, whole_q, cos[None, :], sin[None, :])
-    if (begin < end) & (end == position // BLOCK + 1):
-        own1, own2 = _rotated(source + h, half, h < half, cos, sin)
-        own = tl.load(source + num_kv_heads * HEAD_DIM + d, mask=d < HEAD_DIM, other=0.0)
-        if slot >= 0:
-            row = (slot // page_size * num_kv_heads + kv_head) * page_size + slot % page_size
-            tl.store(k_ptr + row * HEAD_DIM + h, own1, mask=h < half)
-            tl.store(k_ptr + row * HEAD_DIM + half + h, own2, mask=h < half)
-            tl.store(v_ptr + row * HEAD_DIM + d, own, mask=d < HEAD_DIM)
-            tl.debug_barrier()  # other threads of this program read them
-        if EARLY and begin + 1 == end:  # its block was taken without it
-            score = tl.sum(q1.to(tl.float32) * own1.to(tl.float32)[None, :], 1)
-            score = (score + tl.sum(q2.to(tl.float32) * own2.to(tl.float32)[None, :], 1)) * scale
+        best, weight, acc = _attend(q1, q2, k1, k2, v, seen, scale, best, weight, acc)
+    if EARLY:
+        if PDL:
+            gdc_wait()  # for who had no block
+        if has_own:
+            k1, k2, v = _store_own(*own, HEAD_DIM, HALF, DIM)
+            score = tl.sum(q1.to(tl.float32) * k1.to(tl.float32)[None, :], 1)
+            score = (score + tl.sum(q2.to(tl.float32) * k2.to(tl.float32)[None, :], 1)) * scale
             new_best = tl.maximum(best, score)
             p = tl.exp2(score - new_best)
             shrink = tl.exp2(best - new_best)
             weight = weight * shrink + p
-            p = p.to(own.dtype).to(tl.float32)
-            acc = acc * shrink[:, None] + p[:, None] * own.to(tl.float32)[None, :]
+            p = p.to(v.dtype).to(tl.float32)
+            acc = acc * shrink[:, None] + p[:, None] * v.to(tl.float32)[None, :]
             best = new_best
-    if EARLY:
-        begin += 1
-    for block in tl.range(begin, end, num_stages=STAGES):
-        k1, k2, v, seen = _block(
-            k_ptr, v_ptr, table, block, position, *shape, HEAD_DIM, HALF, DIM, BLOCK
-        )
-        best, weight, acc = _attend(q1, q2, k1, k2, v, seen, scale, best, weight, acc)
 
     kind = out_ptr.dtype.element_ty
     heads = t.to(tl.int64) * num_heads + kv_head * HEADS + g
