@@ -13,6 +13,7 @@ from ..models.attention import LayerCache
 from ..models.attention_calibration import full_up_to
 from ..models.config import ModelError
 from ..models.decoder import Decoder
+from ..models.identity import Identity
 from ..models.sparsity import gates
 from ..models.sparsity.blocks import MIN_BUDGET, AttentionMode
 from .config import EngineConfig
@@ -41,7 +42,9 @@ def prepare(config: EngineConfig, decoder: Decoder, max_model_len: int) -> Atten
     modes, measured = [AttentionMode.FULL, AttentionMode.BOUND], None
     if config.attention_gates is not None:
         modes.append(AttentionMode.GATE)
-        measured = gates.attach(decoder, Path(config.attention_gates), config.page_size).measured
+        served = Identity.of(Path(config.model), decoder.config)
+        folder = Path(config.attention_gates)
+        measured = gates.attach(decoder, folder, config.page_size, served).measured
     elif config.attention == AttentionMode.GATE:
         raise ModelError("attention=gate needs attention_gates, a folder of trained gates")
     return AttentionInfo(

@@ -58,6 +58,8 @@ class Slice(Protocol):
 
     def get_shape(self) -> list[int]: ...
 
+    def __getitem__(self, rows: slice, /) -> Tensor: ...
+
 
 class File(Protocol):
     """What `safe_open` gives; its own types are not declared."""
@@ -89,6 +91,9 @@ class Checkpoint:
 
     def shape(self, name: str) -> list[int]:
         return self._handle(self._files[name]).get_slice(name).get_shape()
+
+    def first_row(self, name: str) -> Tensor:
+        return self._handle(self._files[name]).get_slice(name)[:1]
 
     def _tensor_files(self, directory: Path) -> dict[str, Path]:
         """Where each tensor is; every file is opened, so that a lost shard is told at once."""

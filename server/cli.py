@@ -31,6 +31,7 @@ COMMANDS = {
 TOOLS = {
     "make-model": ("synthetic", "write a random checkpoint, for measuring speed"),
     "train": ("train", "train the bundled model"),
+    "train-gates": ("train_gates", "train gates that choose which K/V pages a token reads"),
 }
 PACKAGE = __name__.removesuffix(".server.cli")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from ..attention import Attention
 from ..config import ModelError
 from ..decoder import Decoder
 from ..fields import Fields, read_object
+from ..identity import Identity
 from ..weights import Checkpoint, assign
 from .blocks import Gate
 
@@ -25,9 +26,6 @@ class GateInfo:
     page_size: int
     measured: str | None = None
 
-    def as_json(self) -> dict[str, object]:
-        return {"kind": KIND, **asdict(self)}
-
 
 def attention_of(layer: torch.nn.Module) -> Attention:
     """The attention of a decoder's layer."""
@@ -36,19 +34,20 @@ def attention_of(layer: torch.nn.Module) -> Attention:
     return attention
 
 
-def read_info(directory: Path) -> GateInfo:
+def _read_info(fields: Fields) -> GateInfo:
     """From config.json; raises ModelError."""
-    path = directory / "config.json"
-    fields = Fields(read_object(path), str(path))
     if fields.text("kind", "") != KIND:
-        raise ModelError(f"{path}: kind is not {KIND}: this folder holds no attention gates")
+        raise ModelError(f"{fields.source}: kind is not {KIND}: this folder holds no gates")
     measured = fields.text("measured", "") or None
     return GateInfo(fields.integer("rank"), fields.integer("page_size"), measured)
 
 
-def attach(decoder: Decoder, directory: Path, page_size: int) -> GateInfo:
+def attach(decoder: Decoder, directory: Path, page_size: int, served: Identity) -> GateInfo:
     """Give each layer its gate; raises ModelError for gates of another model or page size."""
-    info = read_info(directory)
+    path = directory / "config.json"
+    fields = Fields(read_object(path), str(path))
+    info = _read_info(fields)
+    Identity.read(fields).check(served, directory)
     if info.page_size != page_size:
         raise ModelError(
             f"{directory}: these gates were trained for pages of {info.page_size} tokens, the K/V "
