@@ -241,7 +241,8 @@ class Scheduler:
             request.num_cached_tokens = request.num_computed_tokens
             self.prefix.num_queries += request.num_tokens
             self.prefix.num_hits += request.num_cached_tokens
-        for digest in request.page_hashes[len(shared) :]:
+        num_offered = request.num_exact_tokens // self.pool.page_size
+        for digest in request.page_hashes[len(shared) : num_offered]:
             self._pending.setdefault(digest, request.id)
         self.running.append(request)
         self.running.sort(key=lambda r: self._arrival[r.id])

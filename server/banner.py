@@ -21,6 +21,7 @@ def banner(name: str, info: EngineInfo, url: str) -> str:
         "function": function,
         "device": f"{info.device}, {info.dtype}",
         "kernels": kernels,
+        **_attention(info),
         "ffn modes": ", ".join([*modes, f"{largest} beyond" if modes else largest]),
         "pages": (
             f"{info.num_pages:,} of {info.page_size} = {num_tokens:,} tokens, "
@@ -29,3 +30,15 @@ def banner(name: str, info: EngineInfo, url: str) -> str:
         "url": url,
     }
     return "\n".join(f"{label:>10}  {text}" for label, text in lines.items())
+
+
+def _attention(info: EngineInfo) -> dict[str, str]:
+    """What requests may ask for, where anything."""
+    offered = info.attention
+    if offered is None:
+        return {}
+    others = ", ".join(mode for mode in offered.modes if mode != offered.mode)
+    from_where = f", beyond {offered.beyond:,}" if offered.beyond else ""
+    return {
+        "attention": f"{offered.mode}, by request {others}; {offered.budget:,} tokens{from_where}"
+    }

@@ -9,6 +9,7 @@ from turbosparse.engine.config import EngineConfig
 from turbosparse.engine.core import EngineCore
 from turbosparse.engine.graphs import SIZES, graph_key
 from turbosparse.engine.pages import PagePool
+from turbosparse.engine.request import PageChoice
 from turbosparse.engine.runner import build_runner
 from turbosparse.engine.scheduler import Scheduler
 from turbosparse.models.batch import FfnMode
@@ -34,10 +35,19 @@ def test_padding_is_never_more_than_a_third_beyond_eight():
         assert graph_key(num_tokens, SIZES[-1], POLICY).num_tokens <= num_tokens * 3 / 2
 
 
-def texts(directory, *, graphs: bool, overlap: bool) -> dict[str, list[int]]:
-    """Greedy and seeded texts of requests that come and go, so that every size is met."""
+def texts(
+    directory, *, graphs: bool, overlap: bool, pages: PageChoice | None = None
+) -> dict[str, list[int]]:
+    """Greedy and seeded texts of requests that come and go, so that every size is met; every third
+    one has `pages`."""
     config = EngineConfig(
-        model=str(directory), device="cuda", num_pages=300, page_size=4, max_num_seqs=13
+        model=str(directory),
+        device="cuda",
+        num_pages=300,
+        page_size=4,
+        max_num_seqs=13,
+        page_budget=None if pages is None else pages.budget,
+        attention_from=None if pages is None else 0,
     )
     runner, info = build_runner(config)
     assert runner.graphs is not None
@@ -54,7 +64,14 @@ def texts(directory, *, graphs: bool, overlap: bool) -> dict[str, list[int]]:
         temperature = 0.0 if i % 2 else 0.8
         core.add(
             submit(
-                f"{i}", prompt, 5 + i, temperature=temperature, seed=i, top_p=0.9, ignore_eos=True
+                f"{i}",
+                prompt,
+                5 + i,
+                temperature=temperature,
+                seed=i,
+                top_p=0.9,
+                ignore_eos=True,
+                pages=None if i % 3 else pages,
             )
         )
     return run(core).tokens
@@ -68,6 +85,22 @@ def test_graphs_change_no_token(tmp_path, name):
         eager = texts(directory, graphs=False, overlap=False)
         assert texts(directory, graphs=True, overlap=False) == eager
         assert texts(directory, graphs=True, overlap=True) == eager
+
+
+@pytest.mark.gpu
+def test_graphs_change_no_token_of_sparse_attention(tmp_path):
+    directory, pages = published.make(tmp_path, "bamboo"), PageChoice(16)
+    with torch.inference_mode():
+        full = texts(directory, graphs=False, overlap=False)
+        eager = texts(directory, graphs=False, overlap=False, pages=pages)
+        assert eager != full
+        for overlap in (False, True):
+            assert texts(directory, graphs=True, overlap=overlap, pages=pages) == eager
+
+
+def test_steps_with_and_without_page_budgets_are_graphs_of_their_own():
+    assert graph_key(5, 64, POLICY) != graph_key(5, 64, POLICY, True)
+    assert graph_key(5, 64, POLICY, True).num_tokens == 8
 
 
 @pytest.mark.gpu

@@ -7,8 +7,10 @@ from test_runner import BOTH, PROMPT, greedy, make, others
 
 from turbosparse.engine.attention import describe
 from turbosparse.engine.config import EngineConfig
-from turbosparse.engine.request import PageChoice
+from turbosparse.engine.pages import PagePool
+from turbosparse.engine.request import PageChoice, Request, SamplingParams
 from turbosparse.engine.runner import build_runner
+from turbosparse.engine.scheduler import Scheduler
 from turbosparse.models.config import ModelError
 
 LEAST = PageChoice(16)  # four pages of 4: the first, the last two and one to choose
@@ -97,6 +99,24 @@ def test_prompts_are_shared_and_what_was_attended_in_part_is_not(directory, full
     assert cached([*PROMPT, *full], pages=LEAST) == 80
     assert tokens_of(core, pages=LEAST) == sparse
     assert tokens_of(core) == full
+
+
+def test_nobody_waits_for_pages_that_will_not_be_offered():
+    """A request that resumes computes its answer again, but only its prompt for everybody."""
+    scheduler = Scheduler(
+        PagePool(64, 4), max_num_seqs=4, max_num_batched_tokens=64, max_model_len=200
+    )
+    tokens = list(range(30))
+    resumed = Request("resumed", tokens, SamplingParams(40, pages=LEAST), num_prompt_tokens=8)
+    next_turn = Request("next", [*tokens], SamplingParams(5), num_prompt_tokens=30)
+    scheduler.add(resumed)
+    scheduler.add(next_turn)
+    [item] = scheduler.next().items
+    assert item.request is resumed, "they share a prompt, which one computes for both"
+    resumed.num_computed_tokens, resumed.num_in_flight = item.end, 1
+    scheduler.publish(item)
+    assert [item.request.id for item in scheduler.next().items] == ["resumed", "next"]
+    assert next_turn.num_cached_tokens == 8
 
 
 def test_pages_within_the_first_part_are_offered_as_ever(directory):
