@@ -46,9 +46,12 @@ def _measure(
         for part in (cache.k, cache.v, cache.summary):
             if part is not None:
                 part[: -(-longest // page_size)].normal_()
+    # as wide as a graph's, whatever the context: the kernels are made for the width
+    width, num_pages = -(-max_context // page_size), caches[0].k.shape[0]
+    table = torch.arange(width, dtype=torch.int32, device=decoder.embedding.device) % num_pages
     seconds: Seconds = {}
     for context in [*contexts, longest]:
-        batch = _token(decoder, context, page_size)
+        batch = _token(context, table[None])
         budgets = _budget(-(-budget // page_size), decoder.embedding.device)
         clocks = {
             name: _clock(decoder, caches, replace(batch, budgets=each), graphs)
@@ -59,16 +62,15 @@ def _measure(
     return seconds
 
 
-def _token(decoder: Decoder, context: int, page_size: int) -> ForwardBatch:
+def _token(context: int, page_tables: torch.Tensor) -> ForwardBatch:
     """One token at the end of a context, whose pages lie one after the other."""
-    device = decoder.embedding.device
-    place = torch.tensor([context - 1], device=device)
+    place = torch.tensor([context - 1], device=page_tables.device)
     return ForwardBatch(
         token_ids=torch.zeros_like(place),
         positions=place,
         slots=place,
         request_ids=torch.zeros_like(place),
-        page_tables=torch.arange(-(-context // page_size), dtype=torch.int32, device=device)[None],
+        page_tables=page_tables,
         query_lens=(1,),
         context_lens=(context,),
         sample_at=None,

@@ -141,19 +141,19 @@ class Run:
 
     def train(self, windows: list[Tensor]) -> None:
         """Once over the windows, from where an earlier run was."""
-        first = self._resume()
+        first, losses = self._resume(), list[float]()
         with bar("Training gates", len(windows)) as advance:
             for number, ids in enumerate(windows):
                 advance()
                 if number < first:
                     continue
-                losses = self._step(ids, number, len(windows))
-                if (number + 1) % SAVE_EVERY == 0 or number + 1 == len(windows):
-                    self._save(number + 1)
+                losses += self._step(ids, number, len(windows))
+                done = number + 1
+                if done % SAVE_EVERY == 0 or done == len(windows):
+                    self._save(done)
                     mean = sum(losses) / len(losses)
-                    print(
-                        f"{number + 1} of {len(windows)} windows: {mean:.4f} nats off", flush=True
-                    )
+                    losses.clear()
+                    print(f"{done} of {len(windows)} windows: {mean:.4f} nats off", flush=True)
 
     def _step(self, ids: Tensor, number: int, total: int) -> list[float]:
         recipe = self.recipe

@@ -1,6 +1,7 @@
 """The Triton kernels of page selection against the reference."""
 
 from dataclasses import replace
+from itertools import chain
 
 import pytest
 import torch
@@ -8,7 +9,14 @@ from on_gpu import DEVICE, close, gpu_only, random
 from test_gpu_attention import batch_of
 
 from turbosparse.models.batch import ForwardBatch, PageBudgets
-from turbosparse.models.kernels import gpu, gpu_attention, gpu_pages, reference, reference_pages
+from turbosparse.models.kernels import (
+    gpu,
+    gpu_attention,
+    gpu_chosen,
+    gpu_pages,
+    reference,
+    reference_pages,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -152,11 +160,38 @@ def test_a_token_that_is_not_there_writes_no_summary():
     "lens", [[(1, 32768)], [(1, 5000 + 97 * i) for i in range(16)], [(1, 400), (1, 8191)]]
 )
 def test_choosing_at_7b(lens, window):
-    """In fp32, where the last bit of a bf16 product does not decide between two pages."""
+    """Among so many pages the last bits of two estimates may well decide between them."""
     case = Case(lens, 32, 8, 128)
     budgets = budgets_of([(128, 0, 64)[i % 3] for i in range(len(lens))])
-    same(case, budgets, window)
-    same(case, replace(budgets, shares=budgets.shares * 0.8), window)
+    for share in (1.0, 0.8):
+        given = replace(budgets, shares=budgets.shares * share)
+        want, got = case.chosen(given, window)
+        num_wanted = num_common = 0
+        for one, other in zip(chain(*want), chain(*got), strict=True):
+            assert abs(len(one) - len(other)) <= (share < 1)
+            assert {*one[:1], *one[-2:]} == {*other[:1], *other[-2:]}
+            assert other == sorted(set(other))
+            num_wanted += len(one)
+            num_common += len({*one} & {*other})
+        assert num_common >= 0.998 * num_wanted
+
+
+@gpu_only
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_reading_what_was_chosen_at_7b(dtype):
+    case = Case([(1, 32768), (1, 700), (1, 9000), (1, 31)], 32, 8, 128, dtype=dtype)
+    batch, places = case.batch, (case.batch.positions, case.batch.request_ids)
+    q = random(4, 32, 128, seed=7, dtype=dtype)
+    columns = torch.stack([torch.randperm(44)[:40].sort().values for _ in range(4 * 8)])
+    columns = columns.view(4, 8, 40).int().to(DEVICE)
+    counts = torch.tensor([40, 17, 0, 1], dtype=torch.int32, device=DEVICE)[:, None].repeat(1, 8)
+    columns[3] = 0
+    arguments = (case.k, case.v)
+    want = reference.attend(q, *arguments, batch, case.scale, None)
+    rest = (columns, counts, batch, case.scale, None)
+    reference_pages.attend_chosen(q, *arguments, *rest, want.view(q.shape))
+    tables = (batch.page_tables, columns, counts)
+    close(gpu_chosen.attend(q, *arguments, *places, *tables, case.scale, None), want)
 
 
 @gpu_only
