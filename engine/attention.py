@@ -102,6 +102,6 @@ def describe(info: AttentionInfo) -> str | None:
     """What is approximate about a request that does not say otherwise; None: nothing."""
     if info.mode == AttentionMode.FULL:
         return None
-    share = f", or as many as get {info.share:.0%} of the attention" if info.share < 1 else ""
+    share = f", or less that gets {info.share:.0%} of the attention" if info.share < 1 else ""
     measured = f"; {info.gates}" if info.mode == AttentionMode.GATE and info.gates else ""
     return f"attention reads {info.budget} tokens of the context by {info.mode}{share}{measured}"

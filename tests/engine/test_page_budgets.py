@@ -151,7 +151,10 @@ def test_a_model_is_exact_unless_requests_are_sparse_by_default(directory):
     bound = info(attention="bound", page_share=0.9)
     assert (bound.exact, bound.attention.budget) == (False, 256)
     assert bound.approximation == describe(bound.attention)
-    assert "attention reads 256 tokens of the context by bound, or as many" in bound.approximation
+    assert (
+        "attention reads 256 tokens of the context by bound, or less that gets 90%"
+        in bound.approximation
+    )
 
 
 def test_what_cannot_be_is_refused_by_name(directory, tmp_path):

@@ -209,7 +209,7 @@ def test_a_token_does_not_depend_on_its_company():
     """Bit for bit: a request alone, and the same among others and in pieces of any size."""
     case = Case(MIXED, None)
     pages = [0] * 9 + [6] * 38 + [5, 0]
-    budgets = budgets_of(pages)
+    budgets = budgets_of(pages, gated=1.0)
     together = case.run(cpu, budgets, case.gate)[0]
     alone = replace(case.batch, budgets=None)
     for t in (9, 10, 25, 46, 47):
@@ -219,7 +219,7 @@ def test_a_token_does_not_depend_on_its_company():
             positions=alone.positions[one],
             slots=alone.slots[one],
             request_ids=alone.request_ids[one],
-            budgets=budgets_of(pages[one]),
+            budgets=budgets_of(pages[one], gated=1.0),
         )
         caches = [x.clone() for x in case.run(cpu, budgets, case.gate)[1:]]
         arguments = (case.qkv[one], *case.rope, *caches, case.gate, batch, case.scale, None)
