@@ -13,13 +13,12 @@ cache holds.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from decode import PAGE_SIZE, median_seconds
 from machine import facts
-from roof import bandwidth
+from roof import bandwidth, captured
 
 from turbosparse.models.attention import LayerCache
 from turbosparse.models.batch import FfnMode, ForwardBatch, PageBudgets
@@ -112,15 +111,6 @@ class Layers:
 
         once = captured(run) if self.device.type == "cuda" else run
         return median_seconds(once, self.device) / len(self.caches)
-
-
-def captured(run: Callable[[], None]) -> Callable[[], None]:
-    run()  # compiles outside the capture
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph.replay
 
 
 @torch.inference_mode()

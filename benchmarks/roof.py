@@ -36,11 +36,12 @@ def _bandwidth_of_rows(device: torch.device) -> float:
         for buffer in data:
             read(buffer, out)
 
-    seconds = median_seconds(_captured(run), device)
+    seconds = median_seconds(captured(run), device)
     return data.numel() * data.element_size() / seconds
 
 
-def _captured(run: Callable[[], None]) -> Callable[[], None]:
+def captured(run: Callable[[], None]) -> Callable[[], None]:
+    """The same as a CUDA graph."""
     run()  # compiles outside the capture
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()

@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .gpu_join import write
 from .gpu_launch import counters, multiprocessors, overlap
 from .sizes import power_of_two
 
@@ -230,7 +231,6 @@ def decode_kernel(
     half: tl.constexpr = HEAD_DIM // 2
     g = tl.arange(0, GROUP)
     h = tl.arange(0, HALF)
-    d = tl.arange(0, DIM)
     if PDL:
         gdc_launch_dependents()
     # no kernel writes these within a step
@@ -292,32 +292,11 @@ def decode_kernel(
             acc = acc * shrink[:, None] + p[:, None] * v.to(tl.float32)[None, :]
             best = new_best
 
-    kind = out_ptr.dtype.element_ty
-    heads = t.to(tl.int64) * num_heads + kv_head * HEADS + g
-    if SPLITS == 1:
-        whole_out = (g < HEADS)[:, None] & (d < HEAD_DIM)[None, :]
-        out = (acc / weight[:, None]).to(kind)
-        tl.store(out_ptr + heads[:, None] * HEAD_DIM + d[None, :], out, mask=whole_out)
-    else:
-        place = heads * SPLITS + split
-        tl.store(partial_ptr + place[:, None] * DIM + d[None, :], acc, mask=(g < HEADS)[:, None])
-        tl.store(sums_ptr + 2 * place, best, mask=g < HEADS)
-        tl.store(sums_ptr + 2 * place + 1, weight, mask=g < HEADS)
-        tl.debug_barrier()
-        counter = counter_ptr + t * num_kv_heads + kv_head
-        if tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == SPLITS - 1:
-            tl.store(counter, 0)
-            i = tl.arange(0, JOINED)
-            head = t.to(tl.int64) * num_heads + kv_head * HEADS + tl.minimum(i, HEADS - 1)
-            shares = head[:, None] * SPLITS + tl.arange(0, SPLITS)[None, :]
-            bests = tl.load(sums_ptr + 2 * shares, cache_modifier=".cg")
-            weights = tl.load(sums_ptr + 2 * shares + 1, cache_modifier=".cg")
-            factors = tl.exp2(bests - tl.max(bests, 1)[:, None])
-            parts = partial_ptr + shares[:, :, None] * DIM + d[None, None, :]
-            joined = tl.sum(tl.load(parts, cache_modifier=".cg") * factors[:, :, None], 1)
-            joined = (joined / tl.sum(weights * factors, 1)[:, None]).to(kind)
-            whole_head = (i < HEADS)[:, None] & (d < HEAD_DIM)[None, :]
-            tl.store(out_ptr + head[:, None] * HEAD_DIM + d[None, :], joined, mask=whole_head)
+    row = t.to(tl.int64) * num_kv_heads + kv_head
+    write(
+        out_ptr, partial_ptr, sums_ptr, counter_ptr, row, split, best, weight, acc,
+        HEADS, GROUP, JOINED, HEAD_DIM, DIM, SPLITS,
+    )  # fmt: skip
 
 
 def num_splits_for(num_tokens: int, num_kv_heads: int) -> int:

@@ -9,6 +9,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .gpu_attention import BLOCK, LOG2_E, STAGES, num_splits_for
+from .gpu_join import write
 from .gpu_launch import counters, overlap
 from .sizes import power_of_two
 
@@ -93,31 +94,10 @@ def chosen_kernel(
         acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
         best = new_best
 
-    kind = out_ptr.dtype.element_ty
-    if SPLITS == 1:
-        out = (acc / weight[:, None]).to(kind)
-        tl.store(out_ptr + heads[:, None] * HEAD_DIM + d[None, :], out, mask=whole_q)
-    else:
-        places = heads * SPLITS + split
-        part = partial_ptr + places[:, None] * DIM + d[None, :]
-        tl.store(part, acc, mask=(g < HEADS)[:, None])
-        tl.store(sums_ptr + 2 * places, best, mask=g < HEADS)
-        tl.store(sums_ptr + 2 * places + 1, weight, mask=g < HEADS)
-        tl.debug_barrier()
-        counter = counter_ptr + row
-        if tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == SPLITS - 1:
-            tl.store(counter, 0)
-            j = tl.arange(0, JOINED)
-            joined_heads = row * HEADS + tl.minimum(j, HEADS - 1)
-            shares = joined_heads[:, None] * SPLITS + tl.arange(0, SPLITS)[None, :]
-            bests = tl.load(sums_ptr + 2 * shares, cache_modifier=".cg")
-            weights = tl.load(sums_ptr + 2 * shares + 1, cache_modifier=".cg")
-            factors = tl.exp2(bests - tl.max(bests, 1)[:, None])
-            parts = partial_ptr + shares[:, :, None] * DIM + d[None, None, :]
-            joined = tl.sum(tl.load(parts, cache_modifier=".cg") * factors[:, :, None], 1)
-            joined = (joined / tl.sum(weights * factors, 1)[:, None]).to(kind)
-            out = out_ptr + joined_heads[:, None] * HEAD_DIM + d[None, :]
-            tl.store(out, joined, mask=(j < HEADS)[:, None] & inside[None, :])
+    write(
+        out_ptr, partial_ptr, sums_ptr, counter_ptr, row, split, best, weight, acc,
+        HEADS, GROUP, JOINED, HEAD_DIM, DIM, SPLITS,
+    )  # fmt: skip
 
 
 def attend(
