@@ -53,7 +53,7 @@ class EvaluateFlags:
     )
     predictors: str | None = flag(None, "separate predictors, to hold against the exact model")
     thresholds: tuple[float, ...] = flag(
-        (), "other thresholds of the predictors to try; default: -2,-1,0.5,1"
+        (), "other thresholds of the predictors to try; default: --thresholds=-2,-1,0.5,1"
     )
     batch_sizes: tuple[int, ...] = flag(BATCH_SIZES, "tokens whose union is measured", low=1)
     exam: tuple[str, ...] = flag((), "files of questions with answers, JSON lines")
