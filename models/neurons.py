@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .decoder import Decoder
 from .sparsity.ffn import SparseFFN
 from .sparsity.moe import MoE
-from .sparsity.predictor import OraclePredictor
+from .sparsity.predictor import NeuronPredictor, OraclePredictor
 
 
 def chosen(
@@ -27,6 +28,12 @@ def chosen(
     if ffn.predictor is None:
         return truth, truth
     return ffn.predictor.select(residual, x, thresholds), truth
+
+
+def predictors_of(decoder: Decoder) -> list[NeuronPredictor]:
+    """All that it has, layer by layer."""
+    ffns = [module for module in decoder.modules() if isinstance(module, SparseFFN)]
+    return [ffn.predictor for ffn in ffns if ffn.predictor is not None]
 
 
 def _experts(

@@ -16,7 +16,9 @@ from ..batch import FfnMode
 from ..config import ModelError
 from ..decoder import Decoder
 from ..load import LoadedModel
+from ..neurons import predictors_of
 from ..progress import track
+from ..sparsity.predictor import LowRankPredictor, NeuronPredictor
 from .fidelity import Continuations, Measured, Run, compare, continue_both
 from .text import bos_ids, read_tokenizer, read_windows
 
@@ -30,7 +32,7 @@ EXACT, DENSE, MASK_OFF, APPROXIMATE = "exact", "dense", "mask off", "approximate
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What to measure. `window` None: the context, at most `LARGEST_WINDOW`. `thresholds` None:
-    `THRESHOLDS`, where the model has predictors."""
+    `THRESHOLDS`, where the model's predictors tell log-odds."""
 
     text: Path
     num_tokens: int
@@ -94,10 +96,11 @@ def runs_of(model: LoadedModel, thresholds: Sequence[float] | None) -> list[Run]
     decoder = model.decoder
     if not decoder.config.activation.is_sparse:
         if thresholds:
-            raise ModelError(f"--thresholds: nothing can be skipped in a {_act(decoder)} model")
+            activation = decoder.config.activation.value
+            raise ModelError(f"--thresholds: nothing can be skipped in a {activation} model")
         return [Run(EXACT, decoder)]
-    has_predictors = decoder.threshold is not None
-    if thresholds and not has_predictors:
+    predictors = predictors_of(decoder)
+    if thresholds and not predictors:
         raise ModelError("--thresholds: this model has no predictors; --predictors adds some")
     # beside separate predictors an exact request keeps every neuron: what is zero is zero by itself
     own = None if model.exact else -math.inf
@@ -107,16 +110,17 @@ def runs_of(model: LoadedModel, thresholds: Sequence[float] | None) -> list[Run]
     ]
     if not model.exact:
         runs.append(Run(APPROXIMATE, decoder, FfnMode.UNION, None, STEP))
-    elif has_predictors:
+    elif predictors:
         runs.append(Run(MASK_OFF, decoder, threshold=-math.inf))
-    if has_predictors:
-        sweep = THRESHOLDS if thresholds is None else thresholds
-        runs += [Run(f"threshold {t:g}", decoder, threshold=t) for t in sorted(set(sweep))]
+    sweep = _default_thresholds(predictors) if thresholds is None else thresholds
+    runs += [Run(f"threshold {t:g}", decoder, threshold=t) for t in sorted(set(sweep))]
     return runs
 
 
-def _act(decoder: Decoder) -> str:
-    return decoder.config.activation.value
+def _default_thresholds(predictors: Sequence[NeuronPredictor]) -> tuple[float, ...]:
+    """For scores that are log-odds; others have a scale that nothing here knows."""
+    are_odds = all(isinstance(predictor, LowRankPredictor) for predictor in predictors)
+    return THRESHOLDS if predictors and are_odds else ()
 
 
 def _continuations(runs: Sequence[Run], windows: Sequence[Tensor]) -> dict[str, Continuations]:

@@ -25,6 +25,7 @@ from ...models.fields import Json
 from ...models.kernels import ops
 from ...models.load import choose_device, choose_dtype, load, read_config
 from ...models.machine import commit, processor, software
+from ...models.neurons import predictors_of
 from ...models.tools import evaluation, report, verdict
 from ...models.tools.fidelity import BATCH_SIZES
 from .. import flags
@@ -184,11 +185,10 @@ def _measure_text(
     )
     measured = evaluation.evaluate(model, located.directory, plan)
     found.text = {"file": Path(chosen.text).name, "seed": chosen.seed} | measured.as_json()
-    has_predictors = model.decoder.threshold is not None
     found.model = _model(
         located,
         exact=model.exact,
-        has_predictors=has_predictors,
+        has_predictors=bool(predictors_of(model.decoder)),
         dtype=str(dtype).removeprefix("torch."),
         num_parameters=model.num_parameters,
         approximation=model.approximation,
