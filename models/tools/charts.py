@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 480, 290
-LEFT, RIGHT, TOP, BOTTOM = 56, 14, 12, 44  # margins
+LEFT, RIGHT, TOP, BOTTOM = 56, 24, 12, 44  # margins
 Point = tuple[float, float]
 
 

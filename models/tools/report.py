@@ -13,10 +13,10 @@ from .verdict import Record, nats, perplexity, run_named
 from .verdict import percent as share
 
 FUNCTIONS = {
-    "exact": "as served: only what is needed is computed",
-    "dense": "the same function, every neuron computed",
-    "mask off": "another function: its mask left out",
-    "approximate": "what the separate predictors drop is not computed",
+    "exact": "as served",
+    "dense": "the same, every neuron computed",
+    "mask off": "another function: no mask",
+    "approximate": "what is dropped is not computed",
 }
 Figure = dict[str, Any]
 
@@ -87,8 +87,8 @@ def _union(found: Record) -> Figure:
     by_layer = {int(size): values for size, values in found["union_by_layer"].items()}
     x = Axis("unrelated tokens together", 1, max(sizes[-1], 2), sizes, plain, doubling=True)
     plot = Plot("Neurons that a batch needs", x, linear("share of the neurons", 0, 1, percent))
-    independent = [(float(n), 1 - (1 - union[sizes[0]]) ** (n / sizes[0])) for n in sizes]
-    plot.line(independent, "guide")
+    if sizes[0] == 1:
+        plot.line([(float(n), _independent(by_layer[1], n)) for n in sizes], "guide")
     for layer in range(len(found["layers"])):
         plot.line([(float(n), by_layer[n][layer]) for n in sizes], "faint")
     points = [(float(n), union[n]) for n in sizes]
@@ -100,6 +100,11 @@ def _union(found: Record) -> Figure:
         [("main", "mean"), ("faint", "each layer"), ("guide", "if tokens were independent")],
         plot,
     )
+
+
+def _independent(kept: list[float], num_tokens: int) -> float:
+    """What so many tokens would need, if each drew its neurons without regard to the others."""
+    return sum(1 - (1 - share) ** num_tokens for share in kept) / len(kept)
 
 
 def _hottest(found: Record) -> Figure:

@@ -43,7 +43,15 @@ def verdict(record: Record) -> list[str]:
     for name, tasks in record["exam"].items():
         right, asked = (sum(task[key] for task in tasks.values()) for key in ("right", "asked"))
         said.append(f"Exam, {name}: {right} of {asked} answers are right ({right / asked:.1%}).")
+    for name, tasks in record["tasks"].items():
+        scores = [f"{task} {_first_metric(metrics)}" for task, metrics in tasks.items() if metrics]
+        said.append(f"lm-evaluation-harness, {name}: {', '.join(scores)}.")
     return said
+
+
+def _first_metric(metrics: dict[str, float]) -> str:
+    name, value = next(iter(metrics.items()))
+    return f"{name} {value:.4g}"
 
 
 def _execution(record: Record) -> str:

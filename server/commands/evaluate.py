@@ -219,6 +219,7 @@ def _targets(chosen: EvaluateFlags, located: Located, predictors: str | None) ->
         yield _target(chosen.url, *chosen.api_key[:1])
         return
     same = ["--device", chosen.device, "--dtype", chosen.dtype, "--log-level", "warning"]
+    same += ["--served-model-name", located.name]
     if chosen.threads is not None:
         same += ["--threads", str(chosen.threads)]
     for more in [[], *([["--predictors", predictors]] if predictors else [])]:
