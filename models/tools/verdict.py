@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 1e-2}  # nats that rounding may cost
+SMALLEST = 1e-6  # what fp32 can tell from nothing
 Record = dict[str, Any]
 
 
@@ -14,7 +15,7 @@ def percent(share: float) -> str:
 
 def nats(value: float) -> str:
     """Two digits; what fp32 cannot tell from nothing is 0."""
-    return "0" if abs(value) < 1e-6 else f"{value:.2g}"
+    return "0" if abs(value) < SMALLEST else f"{value:.2g}"
 
 
 def perplexity(value: float | str) -> str:
@@ -64,8 +65,8 @@ def _execution(record: Record) -> str:
         )
     found, count = dense["agreement"], f"{dense['num_tokens']:,}"
     if agrees(record):
-        apart = found["nats"]
-        how = "to the last bit" if found["logits"] == 0 else f"to {nats(apart)} nats a token"
+        apart = max(abs(found["nats"]), SMALLEST)
+        how = "to the last bit" if found["logits"] == 0 else f"within {apart:.2g} nats a token"
         return (
             f"Skipping changes nothing: exact and dense agree {how}, with the same most likely "
             f"token at {percent(found['same_best'])} of {count} places."

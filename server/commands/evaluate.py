@@ -48,7 +48,7 @@ class EvaluateFlags:
         None, "a checkpoint, or owner/name on the Hub; default: the bundled model", positional=True
     )
     text: str | None = flag(None, "a UTF-8 text file, or one packed as .gz, to measure on")
-    tokens: int = flag(32_768, "of the text, at most", low=2)
+    tokens: int = flag(32_768, "tokens of the text, rounded up to whole windows", low=2)
     window: int | None = flag(
         None, "tokens seen together; default: the context, at most 2048", low=2
     )

@@ -177,6 +177,26 @@ def test_a_disagreement_is_the_first_thing_said(models, text, tmp_path, monkeypa
     assert 'class="verdict bad"' in (tmp_path / "evaluation.html").read_text()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "nats", "logits", "agrees", "said"),
+    [
+        ("float32", 0.0, 0.0, True, "agree to the last bit, with"),
+        ("float32", -3e-8, 1e-5, True, "agree within 1e-06 nats a token"),
+        ("float32", 2e-4, 0.1, False, "DISAGREE, by 0.0002 nats"),
+        ("bfloat16", 2e-4, 0.1, True, "agree within 0.0002 nats a token"),
+        ("bfloat16", 0.05, 2.0, False, "DISAGREE, by 0.05 nats"),
+    ],
+)
+def test_rounding_is_no_disagreement(dtype, nats, logits, agrees, said):
+    exact = {"name": "exact", "skipping": None}
+    agreement = {"nats": nats, "logits": logits, "same_best": 1.0}
+    dense = {"name": "dense", "num_tokens": 9, "agreement": agreement}
+    model = {"dtype": dtype, "predictors": None}
+    record = {"model": model, "text": {"runs": [exact, dense]}, "exam": {}, "tasks": {}}
+    assert verdict.agrees(record) is agrees
+    assert said in verdict.verdict(record)[0]
+
+
 def ask(task: str, text: str, expected: str, grade: str, **more: object) -> dict:
     messages = [{"role": "user", "content": text}]
     return {"task": task, "messages": messages, "expected": expected, "grade": grade} | more
