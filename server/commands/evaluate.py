@@ -57,7 +57,9 @@ class EvaluateFlags:
         (), "other thresholds of the predictors to try; default: --thresholds=-2,-1,0.5,1"
     )
     batch_sizes: tuple[int, ...] = flag(BATCH_SIZES, "tokens whose union is measured", low=1)
-    exam: tuple[str, ...] = flag((), "files of questions with answers, JSON lines")
+    exam: tuple[str, ...] = flag(
+        (), "questions with answers: JSON lines, or a folder of .jsonl files"
+    )
     lm_eval: tuple[str, ...] = flag((), "tasks of lm-evaluation-harness")
     include_path: str | None = flag(None, "a folder with lm-evaluation-harness tasks of your own")
     url: str | None = flag(

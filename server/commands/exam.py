@@ -9,7 +9,7 @@ import asyncio
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -51,17 +51,22 @@ class TaskScore:
 
 
 def read_exam(path: Path) -> list[Question]:
-    """Raises SettingsError, naming the line and the field."""
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"--exam: {path} cannot be read: {error}") from error
-    found = [
-        _question(line, f"--exam: {path}, line {i}") for i, line in enumerate(lines, 1) if line
-    ]
+    """A file, or each `.jsonl` of a folder. Raises SettingsError, naming the line and the field."""
+    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    found = [question for file in files for question in _read(file)]
     if not found:
         raise SettingsError(f"--exam: {path} has no question")
     return found
+
+
+def _read(file: Path) -> Iterator[Question]:
+    try:
+        lines = file.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--exam: {file} cannot be read: {error}") from error
+    for number, line in enumerate(lines, 1):
+        if line:
+            yield _question(line, f"--exam: {file}, line {number}")
 
 
 def _question(line: str, where: str) -> Question:

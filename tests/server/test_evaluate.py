@@ -217,9 +217,11 @@ def test_an_exam_is_asked_of_a_server_in_every_function_that_it_computes(server,
             tools=[tool],
         ),
     ]
-    path = tmp_path / "exam.jsonl"
-    path.write_text("\n".join(map(json.dumps, questions)) + "\n")
-    flags = ("--exam", path, "--url", server.url)
+    folder = tmp_path / "exam"
+    folder.mkdir()
+    for name, some in (("a", questions[:2]), ("b", questions[2:])):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, some)) + "\n")
+    flags = ("--exam", folder, "--url", server.url)
     record, html = evaluate(models / "turbosparse-mistral", *flags, out=tmp_path / "out")
     assert record["exam"].keys() == {"exact", "mask off"}
     for scores in record["exam"].values():
@@ -284,7 +286,7 @@ def test_a_call_is_graded_by_name_and_arguments(call, right):
         ({"prompt": "hi"}, "line 1: prompt is not a field"),
     ],
 )
-def test_an_exam_that_cannot_be_read_is_named(tmp_path, capsys, line, message):
+def test_a_question_that_cannot_be_read_is_named(tmp_path, capsys, line, message):
     if isinstance(line, dict):
         line = json.dumps(ask("t", "say:x", "x", "exact") | line)
     (tmp_path / "exam.jsonl").write_text(line)
@@ -292,6 +294,14 @@ def test_an_exam_that_cannot_be_read_is_named(tmp_path, capsys, line, message):
     said = capsys.readouterr().err
     assert "--exam: " in said
     assert message in said
+
+
+def test_an_exam_that_cannot_be_read_is_named(tmp_path, capsys):
+    (tmp_path / "latin.jsonl").write_bytes(b"\xe9")
+    assert "latin.jsonl cannot be read" in refused(capsys, "--exam", tmp_path)
+    assert "none cannot be read" in refused(capsys, "--exam", tmp_path / "none")
+    (tmp_path / "latin.jsonl").unlink()
+    assert "has no question" in refused(capsys, "--exam", tmp_path)
 
 
 def refused(capsys, *arguments: object) -> str:
