@@ -233,6 +233,7 @@ def test_an_exam_is_asked_of_a_server_in_every_function_that_it_computes(server,
         (mistake,) = scores["sums"]["mistakes"]
         assert (mistake["expected"], mistake["said"]) == ("19", "it is 20")
     assert record["text"] is None
+    assert "it is 20" in Page(html).text
     assert "Exam, mask off: 3 of 4 answers are right (75.0%)." in Page(html).text
 
 
