@@ -16,7 +16,7 @@ class EngineConfig:
     model: str  # a local directory with config.json and safetensors
     device: str = "auto"  # auto, cpu, cuda, cuda:1 ...
     dtype: str = "auto"  # auto: fp32 on CPU, the checkpoint's own on a GPU
-    predictors: str | None = None  # a folder of model_{i}.pt: makes the model approximate
+    predictors: str | None = None  # a folder of separate ones: they make the model approximate
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512  # the token budget of one step

@@ -29,12 +29,11 @@ def gather(
     page_size: int,
     mode: FfnMode,
     active: Tensor | None,
-    threshold: float | None,
     *,
     measures_pages: bool = False,
 ) -> StepInputs:
-    """Build the batch; `threshold` is the predictors' own. `measures_pages`: whoever has a page
-    budget leaves the share of its pages that it reads.
+    """Build the batch. `measures_pages`: whoever has a page budget leaves the share of its pages
+    that it reads.
 
     A token that was sampled by the step before and not yet read by the host is taken from its row
     on the device.
@@ -87,22 +86,19 @@ def gather(
         query_starts=None if query_starts is None else to_device(query_starts, device),
         active=active,
         union=None if active is None else active.new_zeros(len(active)),
-        thresholds=_thresholds(items, threshold, device),
+        thresholds=_thresholds(items, device),
         budgets=_budgets(items, page_size, device, measured=measures_pages),
     )
     return StepInputs(batch, [item.request for item in items if item.samples])
 
 
-def _thresholds(
-    items: list[ScheduledRequest], default: float | None, device: torch.device
-) -> Tensor | None:
-    """Each token's threshold [T]; None where every request takes the model's."""
-    if all(item.request.sampling.threshold is None for item in items):
-        return None
-    assert default is not None, "a threshold without a predictor"
+def _thresholds(items: list[ScheduledRequest], device: torch.device) -> Tensor | None:
+    """Each token's threshold [T], NaN for the predictors' own; None where no request has one."""
     values = [item.request.sampling.threshold for item in items]
+    if all(value is None for value in values):
+        return None
     counts = [item.num_tokens for item in items]
-    each = np.array([default if v is None else v for v in values], dtype=np.float32)
+    each = np.array([np.nan if v is None else v for v in values], dtype=np.float32)
     return to_device(np.repeat(each, counts), device)
 
 

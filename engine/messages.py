@@ -136,6 +136,16 @@ class FfnTiming:
 
 
 @dataclass(frozen=True, slots=True)
+class PredictorInfo:
+    """What chooses neurons: the model's own predictors, or separate ones."""
+
+    type: str
+    thresholds: list[float]  # what a score must exceed, one a layer, or one for all
+    separate: bool = False  # made beside the model: not part of its function
+    measured: dict[str, object] | None = None  # what separate ones cost on text, where it is known
+
+
+@dataclass(frozen=True, slots=True)
 class EngineInfo:
     """What the engine is, once it can make a token: start-up log, `/health` and `/v1/models`."""
 
@@ -154,10 +164,9 @@ class EngineInfo:
     max_num_seqs: int
     eos_token_ids: list[int]
     sparse: bool = False  # whether it has neurons that can be skipped
-    threshold: float | None = None  # of its predictors; None: it has none
+    predictors: PredictorInfo | None = None
     ffn_modes: dict[int, str] = field(default_factory=dict[int, str])  # largest step -> mode
     ffn_timings: list[FfnTiming] = field(default_factory=list[FfnTiming])  # empty: not measured
-    separate_predictors: bool = False  # they decide, not the model's own
     attention: AttentionInfo | None = None  # None: every token reads all of its context
     synthetic: str | None = None  # how the weights were drawn, when no checkpoint holds them
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,14 @@ from .crew import Crew
 from .graphs import DecodeGraphs, can_capture, decode_sizes
 from .inputs import StepInputs
 from .logprobs import HostLogprobs
-from .messages import Activity, AttentionInfo, EngineInfo, FfnTiming, TokenLogprobs
+from .messages import (
+    Activity,
+    AttentionInfo,
+    EngineInfo,
+    FfnTiming,
+    PredictorInfo,
+    TokenLogprobs,
+)
 from .request import Request
 from .rows import Rows
 from .scheduler import Sampled, Schedule, ScheduledRequest
@@ -83,7 +90,6 @@ class ModelRunner:
         self.crew = crew
         self.graphs = graphs
         self.num_steps = 0
-        self.threshold = decoder.threshold
 
     @torch.inference_mode()
     def launch(self, schedule: Schedule) -> Launched:
@@ -96,7 +102,7 @@ class ModelRunner:
         self.num_steps += 1
         is_due = self.num_steps % MEASURE_EVERY[self.rows.device.type] == 0
         active = self._measure(schedule, is_due=is_due)
-        arguments = (schedule, self.rows, self.page_size, mode, active, self.threshold)
+        arguments = (schedule, self.rows, self.page_size, mode, active)
         step = inputs.gather(*arguments, measures_pages=is_due)
         with self.crew.at_work():
             logits, scored = self._forward(step, schedule)
@@ -351,13 +357,23 @@ def _info(
         max_num_seqs=config.max_num_seqs,
         eos_token_ids=list(model.eos_token_ids),
         sparse=model.config.activation.is_sparse,
-        threshold=model.decoder.threshold,
+        predictors=_predictors(model),
         ffn_modes=runner.policy.table(),
         ffn_timings=_timings(runner.policy),
-        separate_predictors=not model.exact,
         attention=sparse,
         synthetic=model.synthetic,
     )
+
+
+def _predictors(model: LoadedModel) -> PredictorInfo | None:
+    """Its own, or those that it was given."""
+    thresholds, attached = model.decoder.thresholds, model.predictors
+    if not thresholds:
+        return None
+    if attached is None:
+        return PredictorInfo("low_rank", thresholds[:1])  # all the same
+    measured = None if attached.measured is None else asdict(attached.measured)
+    return PredictorInfo(attached.kind, thresholds, True, measured)
 
 
 def _timings(policy: FfnPolicy) -> list[FfnTiming]:

@@ -67,7 +67,7 @@ class ForwardBatch:
     query_starts: Tensor | None = None  # [B + 1] int32, their places among the T; None: T is B
     active: Tensor | None = None  # [layers, T] float32: each token's active fraction is added
     union: Tensor | None = None  # [layers] float32: the share that any token computes is added
-    thresholds: Tensor | None = None  # [T] float32, the predictors'; None: each layer's own
+    thresholds: Tensor | None = None  # [T] float32, the predictors'; None, NaN: each one's own
     budgets: PageBudgets | None = None  # None: every token reads all of its context
 
     def only(self, tokens: Tensor) -> ForwardBatch:

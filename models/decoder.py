@@ -94,12 +94,10 @@ class Decoder(nn.Module):
         return 0 if self.rope is None else len(self.rope[0])
 
     @property
-    def threshold(self) -> float | None:
-        """What its predictors' scores must exceed; None: it has no predictors."""
-        for module in self.modules():
-            if isinstance(module, LowRankPredictor):
-                return module.threshold
-        return None
+    def thresholds(self) -> list[float]:
+        """What its predictors' scores must exceed, one a predictor; none: it has no predictors."""
+        ffns = [module for module in self.modules() if isinstance(module, SparseFFN)]
+        return [ffn.predictor.threshold for ffn in ffns if ffn.predictor is not None]
 
     def forward(self, batch: ForwardBatch, caches: list[LayerCache]) -> Tensor:
         """Write the K/V of the batch's tokens; the logits of those sampled: [S, vocab]."""

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import torch
 
-from . import divergence, random_weights, recipe
+from . import artifact, divergence, random_weights, recipe
+from .artifact import Attached
 from .config import ModelConfig, ModelError
 from .decoder import Decoder
-from .fields import Fields, is_list, is_object, read_object
+from .fields import is_list, is_object, read_object
+from .identity import Identity
 from .kernels import ops
 from .progress import track
 from .registry import Family, find_family
-from .sparsity.ffn import SparseFFN
-from .sparsity.predictor import LowRankPredictor
-from .weights import Checkpoint, Layout, Source, assign, check_names, iter_pt_predictors
+from .weights import Checkpoint, Layout, Source, assign, check_names
 
 logger = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -31,7 +31,8 @@ class LoadedModel:
     """A decoder with its weights in place.
 
     `exact` says that it computes the function that the checkpoint defines; otherwise
-    `approximation` says what does not. `synthetic` says how the weights were drawn, if they were.
+    `approximation` says what does not, and `predictors` what it was given. `synthetic` says how the
+    weights were drawn, if they were.
     """
 
     decoder: Decoder
@@ -43,6 +44,7 @@ class LoadedModel:
     approximation: str | None
     num_parameters: int
     synthetic: str | None = None
+    predictors: Attached | None = None
 
 
 def read_config(directory: Path) -> tuple[Family, ModelConfig]:
@@ -87,9 +89,10 @@ def load(
     """Build on `meta`, then stream the weights in: peak memory is the model plus one tensor.
 
     Where config.json holds a recipe there are no weights: they are drawn on the device.
-    `predictors` is a folder of `model_{layer}.pt` for a model that has none of its own: it makes
-    the model approximate, and how far is measured at once. `num_positions` is the longest
-    sequence that will come, the config's by default. Raises ModelError, naming what does not fit.
+    `predictors` is a folder of separate ones for a model that has none of its own: they make it
+    approximate, and how far is measured at once where the folder does not say. `num_positions` is
+    the longest sequence that will come, the config's by default. Raises ModelError, naming what
+    does not fit.
     """
     started = time.perf_counter()
     if progress:
@@ -106,15 +109,12 @@ def load(
         decoder = random_weights.build(config, drawn, chosen, device, dtype, positions)
     if progress:
         _say_loaded(decoder, time.perf_counter() - started)
-    approximation = None
+    attached = approximation = None
     if predictors is not None:
         exact = divergence.baseline(decoder)
-        threshold = _attach_predictors(decoder, predictors, device, dtype)
+        attached = artifact.attach(decoder, predictors, Identity.of(directory, decoder.config))
         decoder.prepare(device, positions)
-        measured = divergence.measure(decoder, exact)
-        approximation = (
-            f"separate predictors from {predictors.name} (threshold {threshold:g}); {measured}"
-        )
+        approximation = f"{attached}; {attached.measured or divergence.measure(decoder, exact)}"
     return LoadedModel(
         decoder=decoder.eval(),
         config=decoder.config,
@@ -125,6 +125,7 @@ def load(
         approximation=approximation,
         num_parameters=sum(p.numel() for p in decoder.parameters()),
         synthetic=None if drawn is None else str(drawn),
+        predictors=attached,
     )
 
 
@@ -201,37 +202,6 @@ def _stored_shape(source: Source, value: torch.Tensor) -> list[int]:
     """The shape in the checkpoint's own terms, for a message."""
     shape = list(value.shape)
     return shape[::-1] if source.layout is Layout.TRANSPOSED else shape
-
-
-def _attach_predictors(
-    decoder: Decoder, directory: Path, device: torch.device, dtype: torch.dtype
-) -> float:
-    """Give each layer its separate predictor; returns their threshold."""
-    config = decoder.config
-    if config.predictor:
-        raise ModelError("this checkpoint has predictors of its own: its mask is part of the model")
-    if not config.activation.is_sparse or config.num_experts:
-        raise ModelError(f"separate predictors need a dense ReLU model, not {config.family}")
-    settings = directory / "config.json"
-    threshold = Fields(read_object(settings, optional=True), str(settings)).number(
-        "sparse_threshold", 0.0
-    )
-    pairs = iter_pt_predictors(directory, config.num_layers)
-    for i, (layer, (fc1, fc2)) in enumerate(zip(decoder.layers, pairs, strict=True)):
-        expected = (config.hidden_size, config.num_neurons, fc1.shape[0])
-        if (fc1.shape[1], fc2.shape[0], fc2.shape[1]) != expected:
-            raise ModelError(
-                f"model_{i}.pt: fc1 {list(fc1.shape)} and fc2 {list(fc2.shape)} do not fit "
-                f"hidden_size {config.hidden_size} and {config.num_neurons} neurons"
-            )
-        ffn = layer.get_submodule("ffn")
-        assert isinstance(ffn, SparseFFN)
-        shape = (config.hidden_size, fc1.shape[0], config.num_neurons)
-        with torch.device("meta"):
-            ffn.predictor = predictor = LowRankPredictor(*shape, decoder.ops, threshold)
-        assign(predictor, "fc1.weight", fc1.to(device, dtype).contiguous())
-        assign(predictor, "fc2.weight", fc2.to(device, dtype).contiguous())
-    return threshold
 
 
 def eos_token_ids(directory: Path) -> tuple[int, ...]:

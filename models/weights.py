@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -149,30 +148,3 @@ def check_names(expected: set[str], found: set[str], family: str) -> None:
             "with its own config.json (model_type 'bamboo' or 'turbosparsemixtral')."
         )
     raise ModelError("\n".join(lines))
-
-
-def iter_pt_predictors(directory: Path, num_layers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(fc1 [r, hidden], fc2 [N, r]) of each `model_{layer}.pt`; raises ModelError."""
-    for layer in range(num_layers):
-        yield _read_pt_predictor(directory / f"model_{layer}.pt")
-
-
-def _read_pt_predictor(path: Path) -> tuple[Tensor, Tensor]:
-    """The file is a pickle: `weights_only` keeps it from running code."""
-    try:
-        state: object = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise ModelError(
-            f"{path} is missing: a predictor folder holds one file per layer"
-        ) from error
-    except Exception as error:  # a damaged pickle fails in any way
-        # Not torch's own message: it recommends to load the file without weights_only.
-        raise ModelError(f"{path} is damaged, or holds more than tensors") from error
-    tensors = as_object(state, str(path))
-    fc1, fc2 = tensors.get("fc1.weight"), tensors.get("fc2.weight")
-    if not (isinstance(fc1, Tensor) and isinstance(fc2, Tensor)) or (fc1.dim(), fc2.dim()) != (
-        2,
-        2,
-    ):
-        raise ModelError(f"{path} does not hold the matrices fc1.weight and fc2.weight")
-    return fc1, fc2

@@ -10,7 +10,7 @@ from typing import cast
 BUNDLED = Path(__file__).parent.parent / "models" / "tiny"
 BUNDLED_NAME = "turbosparse-tiny"
 WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.md")
-PREDICTORS = ("*.pt", "config.json")
+PREDICTORS = ("*.pt", "layer_*.safetensors", "config.json")
 GATES = ("model.safetensors", "config.json")
 
 

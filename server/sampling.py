@@ -141,16 +141,20 @@ def threshold(sparsity: Sparsity | None, info: EngineInfo) -> float | None:
             field = "sparsity.threshold"
             raise BadRequest(f"{field} is only allowed with mode: approximate", field)
         # An exact request to a model with separate predictors: they keep every neuron.
-        return -math.inf if sparsity.mode == "exact" and info.separate_predictors else None
-    if info.threshold is None:
+        return -math.inf if sparsity.mode == "exact" and _are_separate(info) else None
+    if info.predictors is None:
         raise BadRequest("sparsity.mode: this model has no predictor", "sparsity.mode")
-    if sparsity.threshold is None and not info.separate_predictors:
+    if sparsity.threshold is None and not info.predictors.separate:
         raise BadRequest(
             "sparsity.threshold is missing: this model's own predictor, at its own threshold of "
-            f"{info.threshold:g}, is part of the exact model",
+            f"{info.predictors.thresholds[0]:g}, is part of the exact model",
             "sparsity.threshold",
         )
     return sparsity.threshold
+
+
+def _are_separate(info: EngineInfo) -> bool:
+    return info.predictors is not None and info.predictors.separate
 
 
 def _logit_bias(request: CompletionFields, info: EngineInfo) -> tuple[tuple[int, float], ...]:

@@ -37,7 +37,7 @@ class Settings:
     device: str = flag("auto", "auto, cpu, cuda or cuda:N")
     dtype: str = flag("auto", "auto, float32, bfloat16 or float16")
     predictors: str | None = flag(
-        None, "folder or repository of model_{i}.pt predictors: makes a ReLU model approximate"
+        None, "folder or repository of separate predictors: makes a ReLU model approximate"
     )
     attention: str = flag(
         "full",

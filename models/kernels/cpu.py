@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..batch import FfnMode, ForwardBatch, PageBudgets, Routing
 from ..config import Activation
-from . import cpu_attention, cpu_draw, cpu_ffn, cpu_matmul, cpu_pages
+from . import cpu_attention, cpu_draw, cpu_ffn, cpu_matmul, cpu_pages, cpu_sketch
 from .reference import Limits, best_of
 from .reference_pages import Gate, add_shares
 
@@ -201,8 +201,7 @@ def summarize(k_cache: Tensor, summary: Tensor, slots: Tensor) -> None:
 
 def predict(residual: Tensor, fc1: Tensor, fc2: Tensor, threshold: float | Tensor) -> Tensor:
     (num_tokens, num_columns), (num_neurons, rank) = residual.shape, fc2.shape
-    is_one = not isinstance(threshold, Tensor)
-    thresholds = _constant(threshold) if is_one else threshold
+    thresholds, is_one = _thresholds(threshold)
     mask = torch.empty(num_tokens, num_neurons, dtype=torch.bool)
     cpu_ffn.predict(
         _at(residual),
@@ -215,6 +214,24 @@ def predict(residual: Tensor, fc1: Tensor, fc2: Tensor, threshold: float | Tenso
         num_columns,
         rank,
         num_neurons,
+    )
+    return mask
+
+
+def sketch(x: Tensor, codes: Tensor, scales: Tensor, threshold: float | Tensor) -> Tensor:
+    thresholds, is_one = _thresholds(threshold)
+    mask = torch.empty(x.shape[0], codes.shape[0], dtype=torch.bool)
+    assert scales.dtype is torch.float32, scales.dtype
+    cpu_sketch.sketch(
+        _at(x),
+        _at(codes),
+        _at(scales),
+        _at(thresholds),
+        is_one,
+        mask.data_ptr(),
+        x.shape[0],
+        tuple(codes.shape),
+        scales.shape[2],
     )
     return mask
 
@@ -301,6 +318,13 @@ def draw(logits: Tensor, temperature: Tensor, points: Tensor, limits: Limits | N
         *logits.shape,
     )
     return token_ids
+
+
+def _thresholds(threshold: float | Tensor) -> tuple[Tensor, bool]:
+    """One for all tokens or one a token, as float32, and whether it is one for all."""
+    if isinstance(threshold, Tensor):
+        return threshold, False
+    return _constant(threshold), True
 
 
 @cache

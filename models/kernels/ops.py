@@ -53,6 +53,7 @@ class Ops:
         Tensor,
     ]
     predict: Callable[[Tensor, Tensor, Tensor, float | Tensor], Tensor]
+    sketch: Callable[[Tensor, Tensor, Tensor, float | Tensor], Tensor]
     gated: Callable[[Tensor, Tensor, Activation, float], Tensor]
     norm_gated: Callable[[Tensor, Tensor, float, Tensor, Activation], Tensor]
     ffn: Callable[[Tensor, Tensor, Tensor, Tensor | None, Activation, float, FfnMode], Tensor]

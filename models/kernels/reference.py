@@ -166,9 +166,74 @@ def predict(residual: Tensor, fc1: Tensor, fc2: Tensor, threshold: float | Tenso
     As there, the hidden layer is of the residual's type; its sums and the scores are accumulated in
     fp32: a bf16 score near zero would flip with the summation order.
     """
+    return above(low_rank_scores(residual, fc1, fc2), threshold)
+
+
+def low_rank_scores(residual: Tensor, fc1: Tensor, fc2: Tensor) -> Tensor:
+    """What `predict` holds against the threshold: [T, N] float32."""
     hidden = F.linear(residual.float(), fc1.float()).relu().to(residual.dtype)
-    scores = F.linear(hidden.float(), fc2.float())
+    return F.linear(hidden.float(), fc2.float())
+
+
+def above(scores: Tensor, threshold: float | Tensor) -> Tensor:
+    """scores [T, N] against one threshold, or one a token [T]."""
     return scores > (threshold[:, None] if isinstance(threshold, Tensor) else threshold)
+
+
+def sketch(x: Tensor, codes: Tensor, scales: Tensor, threshold: float | Tensor) -> Tensor:
+    """The neurons that a coarse copy of their own rows keeps: [T, hidden] -> [T, N] bool.
+
+    codes [N, R, bits, hidden / 32] int32 are R rows of each neuron as `pack` leaves them, scales
+    [N, R, groups] their units. A row's score is `x . row`, a neuron's the smallest of its rows':
+    dReLU wants gate and up above zero (R = 2), ReLU the gate (R = 1). threshold as in `predict`.
+    """
+    return above(sketch_scores(x, codes, scales), threshold)
+
+
+def sketch_scores(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
+    """What `sketch` holds against the threshold: [T, N] float32."""
+    rows = unpack(codes, scales).flatten(0, 1)  # [N * R, hidden]
+    return F.linear(x.float(), rows).view(len(x), *codes.shape[:2]).amin(-1)
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Numbers of 3 or 4 bits, [.., hidden] integers from 0 -> [.., bits, W] int32, W = hidden / 32.
+
+    Column c is in slot c // W, at place c % W: what lies side by side in memory is side by side in
+    x. Word p of a place holds the slots from `32 / bits * p` on, the lowest bits first; of the two
+    bits that three slots short of a word leave, the last two slots are made.
+    """
+    per_word = 32 // bits
+    slots = codes.long().reshape(*codes.shape[:-1], 32, -1)  # [.., 32, W]
+    shifts = torch.arange(per_word, device=codes.device)[:, None] * bits
+    whole = slots[..., : bits * per_word, :].reshape(*codes.shape[:-1], bits, per_word, -1)
+    words = (whole << shifts).sum(-2)  # [.., bits, W]
+    if bits == 3:
+        low, high = slots[..., 30, :], slots[..., 31, :]
+        rest = (low & 3, low >> 2 | high >> 2 << 1, high & 3)
+        words |= torch.stack(rest, -2) << 30
+    return torch.where(words < 1 << 31, words, words - (1 << 32)).int()
+
+
+def unpack(codes: Tensor, scales: Tensor) -> Tensor:
+    """The rows that codes [.., bits, W] and scales [.., groups] stand for: [.., 32 * W] float32.
+
+    Code c stands for `c - (2 ** bits - 1) / 2` of its scale: as many values above zero as below,
+    and none of zero. A group is all that `W / groups` places hold.
+    """
+    bits, per_word = codes.shape[-2], 32 // codes.shape[-2]
+    shifts = torch.arange(per_word, device=codes.device, dtype=torch.int32)[:, None] * bits
+    numbers = (codes[..., None, :] >> shifts & (1 << bits) - 1).flatten(-3, -2)  # [.., slots, W]
+    if bits == 3:
+        top = codes >> 30 & 3
+        last = (
+            top[..., 0, :] | (top[..., 1, :] & 1) << 2,
+            top[..., 2, :] | top[..., 1, :] >> 1 << 2,
+        )
+        numbers = torch.cat((numbers, torch.stack(last, -2)), -2)
+    per_group = codes.shape[-1] // scales.shape[-1]
+    units = scales.float().repeat_interleave(per_group, -1)[..., None, :]
+    return ((numbers - ((1 << bits) - 1) / 2) * units).flatten(-2)
 
 
 def activate(gate: Tensor, up: Tensor, activation: Activation, threshold: float) -> Tensor:

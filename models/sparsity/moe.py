@@ -12,7 +12,7 @@ from ..config import ModelConfig
 from ..kernels.ops import Ops
 from ..layers import Linear, Norm
 from .ffn import DenseFFN, SparseFFN
-from .predictor import LowRankPredictor
+from .predictor import LowRankPredictor, deciding
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class MoE(nn.Module):
         first = self.experts[0]
         assert isinstance(first, SparseFFN)
         assert isinstance(first.predictor, LowRankPredictor)
-        threshold = first.predictor.threshold if batch.thresholds is None else batch.thresholds
+        threshold = deciding(first.predictor.threshold, batch.thresholds)
         mask = self.ops.predict_experts(residual, stacked.fc1, stacked.fc2, threshold, routing)
         if batch.active is not None:
             sent = (routing.weights != 0)[:, :, None]

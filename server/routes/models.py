@@ -36,6 +36,7 @@ def _card(service: Service, name: str) -> dict[str, object]:
         "max_model_len": info.max_model_len,
         "exact": info.exact,
         "approximation": info.approximation,
+        "predictors": None if info.predictors is None else asdict(info.predictors),
         "attention": None if info.attention is None else asdict(info.attention),
         "synthetic": info.synthetic,
     }

@@ -18,7 +18,7 @@ def batch_of(*lens: tuple[int, int]) -> ForwardBatch:
         request = Request("r", list(range(total)), SamplingParams(max_tokens=9), total)
         rows.admit(request)
         items.append(ScheduledRequest(request, total - new, new, True))
-    return gather(Schedule(items, []), rows, 16, FfnMode.DENSE, None, None).batch
+    return gather(Schedule(items, []), rows, 16, FfnMode.DENSE, None).batch
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,9 @@ def test_separate_predictors_make_a_model_approximate(tmp_path):
     exact, model = read(directory), read(directory, predictors=folder)
     assert (exact.exact, exact.approximation) == (True, None)
     assert not model.exact
-    assert model.approximation.startswith("separate predictors from predictors (threshold 0.5); on")
+    assert model.approximation.startswith(
+        "separate low_rank predictors from predictors (threshold 0.5); on 64 random tokens"
+    )
     modes = [logits_of(model.decoder, IDS, mode) for mode in FfnMode]
     torch.testing.assert_close(modes[0], modes[1], atol=1e-4, rtol=0)
     torch.testing.assert_close(modes[0], modes[2], atol=1e-4, rtol=0)

@@ -14,7 +14,13 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from turbosparse.engine.config import EngineConfig
 from turbosparse.engine.core import EngineCore  # noqa: F401  (what this runner is written for)
 from turbosparse.engine.masks import masks
-from turbosparse.engine.messages import Activity, AttentionInfo, EngineInfo, TokenLogprobs
+from turbosparse.engine.messages import (
+    Activity,
+    AttentionInfo,
+    EngineInfo,
+    PredictorInfo,
+    TokenLogprobs,
+)
 from turbosparse.engine.request import Request
 from turbosparse.engine.scheduler import Sampled, Schedule
 
@@ -133,7 +139,7 @@ def build(config: EngineConfig) -> tuple[EchoRunner, EngineInfo]:
         max_num_seqs=config.max_num_seqs,
         eos_token_ids=[EOS],
         sparse=True,
-        threshold=0.0,
+        predictors=PredictorInfo("low_rank", [0.0]),
         attention=AttentionInfo("full", ["full", "bound"], 512, 1.0, 64, 0),
         ffn_modes={8: "token", 64: "dense"},
     )
