@@ -107,13 +107,15 @@ class Decoder(nn.Module):
     def hidden(self, batch: ForwardBatch, caches: list[LayerCache]) -> Tensor:
         """Write the K/V of the batch's tokens; their last hidden states: [T, hidden]."""
         assert self.rope is not None, "prepare() comes before forward()"
-        config = self.config
-        residual = self.embedding[batch.token_ids]
-        if config.embed_scale != 1.0:
-            residual = residual * config.embed_scale
+        residual = self.embed(batch.token_ids)
         for layer, cache in zip(self.layers, caches, strict=True):
             residual = layer(residual, self.rope, cache, batch)
         return residual
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """[T] -> the residual stream's beginning: [T, hidden]."""
+        residual, scale = self.embedding[token_ids], self.config.embed_scale
+        return residual if scale == 1.0 else residual * scale
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[S, hidden] -> [S, vocab] float32."""
