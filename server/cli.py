@@ -32,6 +32,7 @@ TOOLS = {
     "make-model": ("synthetic", "write a random checkpoint, for measuring speed"),
     "train": ("train", "train the bundled model"),
     "train-gates": ("train_gates", "train gates that choose which K/V pages a token reads"),
+    "train-predictor": ("train_predictor", "make separate predictors for a ReLU model"),
 }
 PACKAGE = __name__.removesuffix(".server.cli")
 

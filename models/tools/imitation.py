@@ -77,6 +77,12 @@ class Chosen:
     kept: float
     active: float
 
+    def __str__(self) -> str:
+        return (
+            f"{self.kept:.1%} kept for {self.recall:.1%} of the {self.active:.1%} active, "
+            f"threshold {self.threshold:.3g}"
+        )
+
 
 Tensors = dict[str, Tensor]
 
