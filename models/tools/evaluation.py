@@ -20,7 +20,7 @@ from ..neurons import predictors_of
 from ..progress import track
 from ..sparsity.predictor import LowRankPredictor, NeuronPredictor
 from .fidelity import Continuations, Measured, Run, compare, continue_both
-from .text import bos_ids, read_tokenizer, read_windows
+from .text import bos_ids, check_ids, read_tokenizer, read_windows
 
 STEP = 64  # tokens: the largest step whose neurons are skipped on a GPU too
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 16, 32, 64  # of the greedy texts
@@ -81,13 +81,9 @@ def read(decoder: Decoder, directory: Path, plan: Plan) -> list[Tensor]:
             f"--window={window} is more than the model's {decoder.num_positions} positions"
         )
     tokenizer = read_tokenizer(directory)
-    start, vocabulary = bos_ids(directory, tokenizer), decoder.config.vocab_size
+    start = bos_ids(directory, tokenizer)
     found = list(read_windows(plan.text, "--text", tokenizer, window, start, plan.num_tokens))
-    largest = max(int(ids.max()) for ids in found)
-    if largest >= vocabulary:
-        raise ModelError(
-            f"tokenizer.json has an id {largest}, the model a vocabulary of {vocabulary}"
-        )
+    check_ids(found, decoder.config.vocab_size)
     return found
 
 

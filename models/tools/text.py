@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import gzip
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -95,4 +95,13 @@ def read_windows(
     if not num_windows:
         raise ModelError(
             f"{flag}: {path} has {len(rest)} tokens, fewer than one window of {new} needs"
+        )
+
+
+def check_ids(windows: Iterable[Tensor], vocabulary: int) -> None:
+    """Raise ModelError where a tokenizer knows more than its model."""
+    largest = max(int(ids.max()) for ids in windows)
+    if largest >= vocabulary:
+        raise ModelError(
+            f"tokenizer.json has an id {largest}, the model a vocabulary of {vocabulary}"
         )

@@ -17,7 +17,7 @@ from ..decoder import Decoder
 from ..identity import Identity
 from ..kernels import ops
 from ..layers import Norm
-from ..load import DTYPES, load, read_config
+from ..load import choose_device, choose_dtype, load, read_config
 from ..progress import track
 from ..sparsity.kinds import PREDICTORS
 from ..sparsity.sketch import BITS, SLOTS
@@ -25,7 +25,7 @@ from .fidelity import Run, compare, continue_both
 from .imitation import MAKERS, Chosen, Layer, Recipe, choose_threshold
 from .layer_parts import LayerParts
 from .residuals import Residuals
-from .text import bos_ids, read_tokenizer, read_windows
+from .text import bos_ids, check_ids, read_tokenizer, read_windows
 from .train import check_destination
 
 HELD_OUT = 0.1  # of --data, without --holdout
@@ -46,7 +46,13 @@ class Texts:
 
     @classmethod
     def read(
-        cls, model: Path, data: Path, holdout: Path | None, num_tokens: int, window: int
+        cls,
+        model: Path,
+        data: Path,
+        holdout: Path | None,
+        num_tokens: int,
+        window: int,
+        vocabulary: int,
     ) -> Texts:
         """Raises ModelError, naming the flag of what is missing, not text, or too short."""
         tokenizer = read_tokenizer(model)
@@ -60,6 +66,7 @@ class Texts:
             most = max(2 * window, round(num_tokens * HELD_OUT))
             found = read_windows(holdout, "--holdout", tokenizer, window, start, most)
             held_out = _enough([*found], "--holdout", holdout, 2)
+        check_ids((windows, held_out), vocabulary)
         half = len(held_out) // 2
         return cls(windows, held_out[:half], held_out[half:], (holdout or data).name)
 
@@ -85,7 +92,7 @@ def _enough(windows: list[Tensor], flag: str, path: Path, least: int) -> Tensor:
 def train_predictor(
     model: Path, out: Path, data: Path, recipe: Recipe, *,
     holdout: Path | None = None, num_tokens: int = 200_000, window: int = 512,
-    device: torch.device | None = None,
+    device: str = "auto",
 ) -> Measured:  # fmt: skip
     """Everything from text to a folder of predictors, which is whole or not there.
 
@@ -98,19 +105,19 @@ def train_predictor(
     recipe = _settled(recipe, config)
     if not 2 <= window <= config.max_positions:
         raise ModelError(f"--window: {window} is not 2 to the model's {config.max_positions}")
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = DTYPES[config.dtype] if device.type == "cuda" else torch.float32
+    where = choose_device(device)
+    dtype = choose_dtype("auto", where, config)
     # On a CPU torch's products: ours are for the few tokens of decoding, and windows are long.
-    backends = ops.BACKENDS if device.type == "cuda" else ("reference",)
-    decoder = load(model, device, dtype, progress=True, backends=backends).decoder
+    backends = ("reference",) if where.type == "cpu" else ops.BACKENDS
+    decoder = load(model, where, dtype, progress=True, backends=backends).decoder
     layers_of(decoder)
-    texts = Texts.read(model, data, holdout, num_tokens, window)
+    texts = Texts.read(model, data, holdout, num_tokens, window, config.vocab_size)
     base = Identity.of(model, decoder.config)
     parts = LayerParts(out, _begun(recipe, texts, base))
     chosen = _make(decoder, texts, recipe, parts)
     parts.write_config(_config(recipe, texts, base, chosen, data))
     attach(decoder, parts.folder, base)
-    decoder.prepare(device, decoder.num_positions)
+    decoder.prepare(where, decoder.num_positions)
     measured = measure(decoder, texts)
     parts.write_config(_config(recipe, texts, base, chosen, data) | {"measured": asdict(measured)})
     parts.publish(len(chosen))
@@ -225,6 +232,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, default=recipe.epochs)
     parser.add_argument("--batch", type=int, default=recipe.batch, help="tokens of a step")
     parser.add_argument("--learning-rate", type=float, default=recipe.learning_rate)
+    parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N")
     parser.add_argument("--seed", type=int, default=recipe.seed)
 
 
@@ -253,5 +261,6 @@ def run(arguments: argparse.Namespace) -> None:
         holdout=arguments.holdout,
         num_tokens=arguments.tokens,
         window=arguments.window,
+        device=arguments.device,
     )
     print(f"wrote {arguments.out}: {measured}")

@@ -34,7 +34,7 @@ def text(tmp_path_factory):
 
 
 def make(model, text, out, recipe=RECIPE, **options):
-    options = {"window": 32, "num_tokens": 3000, "device": CPU} | options
+    options = {"window": 32, "num_tokens": 3000, "device": "cpu"} | options
     return train_predictor.train_predictor(model, out, text, recipe, **options)
 
 
