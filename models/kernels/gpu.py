@@ -26,6 +26,7 @@ from . import (
     gpu_pages,
     gpu_predict,
     gpu_prefill,
+    gpu_sketch,
     reference,
     reference_pages,
 )
@@ -167,6 +168,10 @@ def _attend_chosen(
 
 def predict(residual: Tensor, fc1: Tensor, fc2: Tensor, threshold: float | Tensor) -> Tensor:
     return gpu_predict.predict(residual, fc1, fc2, threshold)
+
+
+def sketch(x: Tensor, codes: Tensor, scales: Tensor, threshold: float | Tensor) -> Tensor:
+    return gpu_sketch.sketch(x, codes, scales, threshold)
 
 
 def gated(x: Tensor, gate_up: Tensor, activation: Activation, threshold: float) -> Tensor:

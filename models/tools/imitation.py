@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..kernels.ops import Ops
@@ -99,13 +100,13 @@ def imitate(layer: Layer, residuals: Tensor, recipe: Recipe) -> Tensors:
         optimizer = torch.optim.AdamW(
             predictor.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
         )
+        truths = _truths(layer, residuals)
         order = _batches(len(residuals), recipe, generator)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _cosine(len(order)))
         for places in order:
-            residual = residuals[places].to(device)
-            with torch.no_grad():
-                truth = layer.truth(layer.normed(residual)).float()
-            scores = predictor(residual.float() * scale)
+            truth = np.unpackbits(truths[places.numpy()], axis=1, count=sizes[2])
+            truth = torch.from_numpy(truth).to(device, torch.float32)
+            scores = predictor(residuals[places].to(device, torch.float32) * scale)
             loss = F.binary_cross_entropy_with_logits(scores, truth, pos_weight=_balance(truth))
             optimizer.zero_grad()
             loss.backward()
@@ -113,6 +114,14 @@ def imitate(layer: Layer, residuals: Tensor, recipe: Recipe) -> Tensors:
             schedule.step()
     fc1, fc2 = predictor.fc1.weight.detach(), predictor.fc2.weight.detach()
     return {"fc1.weight": fc1 * scale, "fc2.weight": fc2}
+
+
+@torch.no_grad()
+def _truths(layer: Layer, residuals: Tensor) -> NDArray[np.uint8]:
+    """The active neurons of residuals [T, hidden], a bit each [T, N / 8]: computing them again in
+    every epoch would take longer than learning from them."""
+    rows = [np.packbits(truth.cpu().numpy(), axis=1) for _, _, truth in layer.rows(residuals)]
+    return np.concatenate(rows)
 
 
 def _initial(sizes: tuple[int, int, int], generator: torch.Generator) -> Predictor:

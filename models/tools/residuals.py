@@ -20,7 +20,8 @@ class Residuals:
     def __init__(self, decoder: Decoder, windows: Tensor) -> None:
         """windows [W, L] int64; raises ModelError where memory is too small."""
         like, shape = decoder.embedding, (*windows.shape, decoder.config.hidden_size)
-        _check_memory(2 * windows.numel() * shape[-1] * like.element_size())
+        bits = decoder.config.num_neurons  # a layer's truth, beside the two buffers
+        _check_memory(windows.numel() * (2 * shape[-1] * like.element_size() + bits // 8))
         self._decoder = decoder
         self._cache = sequence_cache(decoder, windows.shape[1])[0]
         self._windows = windows
