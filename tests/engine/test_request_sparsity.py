@@ -2,11 +2,17 @@
 
 import math
 
+import planted
 import published
 import pytest
 from scripted import run
 from test_predictors import write_predictors
 from test_runner import BOTH, PROMPT, greedy, make, others
+
+from turbosparse.engine.config import EngineConfig
+from turbosparse.engine.runner import build_runner
+from turbosparse.models.tools import train_predictor
+from turbosparse.models.tools.imitation import Recipe
 
 EXACT = -math.inf
 
@@ -94,3 +100,39 @@ def test_prefixes_are_shared_within_one_salt(turbosparse):
         core.add(greedy(name, PROMPT, 2, cache_salt=salt))
         cached |= run(core).cached
     assert cached == {"a": 0, "b": 0, "c": 0, "d": 20, "e": 20}
+
+
+@pytest.mark.parametrize("kind", ["low_rank", "sketch"])
+def test_trained_predictors_serve_each_request_at_its_own_threshold(tmp_path, kind):
+    """Layers have thresholds of their own; a request that has one brings it to all of them."""
+    model, folder = planted.make(tmp_path / "model"), tmp_path / "made"
+    recipe = Recipe(kind=kind, rank=16, epochs=1, recall=0.7)
+    text = planted.write_text(tmp_path / "words.txt", 400)
+    train_predictor.train_predictor(model, folder, text, recipe, window=16, device="cpu")
+    options = {"device": "cpu", "num_pages": 8, "page_size": 4, "predictors": str(folder)}
+    _, info = build_runner(EngineConfig(model=str(model), **options))
+    assert len(set(info.predictors.thresholds)) == planted.LAYERS
+    assert (info.predictors.type, info.predictors.separate) == (kind, True)
+    assert info.predictors.measured["num_tokens"] > 0
+    assert f"separate {kind} predictors" in info.approximation
+
+    def served(names: list[str]) -> tuple[dict[str, list[int]], dict[str, float]]:
+        """The text of each request, and the share of neurons that it kept."""
+        found = []
+        for look in (lambda core: run(core).tokens, fractions):
+            core = make(model, num_pages=800, predictors=str(folder))
+            for name in names:
+                limit = {"own": None, "nothing": 1e6, "all": EXACT}[name]
+                core.add(greedy(name, PROMPT, 8, threshold=limit, report_active=True))
+            found.append(look(core))
+        return found[0], found[1]
+
+    texts, kept = served(["own", "nothing", "all"])
+    for name in texts:
+        alone = served([name])
+        assert alone[0][name] == texts[name]
+        assert alone[1][name] == pytest.approx(kept[name])
+    assert kept["nothing"] == 0 < kept["own"] < kept["all"] == pytest.approx(1)
+    exact = make(model)
+    exact.add(greedy("a", PROMPT, 8))
+    assert run(exact).tokens["a"] == texts["all"]
