@@ -102,7 +102,7 @@ def test_the_artifact_says_what_it_is_and_what_it_costs(model, text, artifact):
 def test_bytes_on_disk_are_what_the_bits_say(model, text, tmp_path):
     for bits in (3, 4):
         out = tmp_path / str(bits)
-        make(model, text, out, replace(RECIPE, kind="sketch", bits=bits))
+        make(model, text, out, replace(RECIPE, kind="sketch", bits=bits), num_tokens=300)
         tensors = load_file(layer_file(out, 0))
         numbers = 2 * planted.NEURONS * planted.HIDDEN
         assert tensors["codes"].nbytes == numbers * bits // 8
@@ -111,7 +111,8 @@ def test_bytes_on_disk_are_what_the_bits_say(model, text, tmp_path):
 
 def test_a_run_that_is_killed_goes_on_where_it_was(model, text, tmp_path, monkeypatch):
     whole, out = tmp_path / "whole", tmp_path / "out"
-    make(model, text, whole)
+    short = replace(RECIPE, epochs=1)
+    make(model, text, whole, short)
     made: list[int] = []
     imitate = imitation.imitate
 
@@ -124,17 +125,17 @@ def test_a_run_that_is_killed_goes_on_where_it_was(model, text, tmp_path, monkey
 
     monkeypatch.setitem(imitation.MAKERS, "low_rank", killed)
     with pytest.raises(KeyboardInterrupt):
-        make(model, text, out)
+        make(model, text, out, short)
     assert not out.exists(), "half an artifact is none"
     for changed, name in (
-        (replace(RECIPE, rank=8), "rank=16, now it is 8"),
-        (replace(RECIPE, recall=0.5), "recall=0.9, now it is 0.5"),
+        (replace(short, rank=8), "rank=16, now it is 8"),
+        (replace(short, recall=0.5), "recall=0.9, now it is 0.5"),
     ):
         with pytest.raises(ModelError, match=name):
             make(model, text, out, changed)
     with pytest.raises(ModelError, match=r"out\.part was begun with text="):
-        make(model, planted.write_text(tmp_path / "other.txt", seed=1), out)
-    make(model, text, out)
+        make(model, planted.write_text(tmp_path / "other.txt", seed=1), out, short)
+    make(model, text, out, short)
     assert made == [0, 1, 1], "the finished layer is not made again"
     assert not (tmp_path / "out.part").exists()
     for layer in range(planted.LAYERS):
