@@ -16,6 +16,7 @@ from ..artifact import CONFIG, layer_file
 from ..config import ModelError
 from ..fields import Fields, Json, as_object, read_object
 from .imitation import Chosen
+from .output import write_json
 
 BEGUN = "begun.json"  # what the run was begun with
 
@@ -34,7 +35,7 @@ class LayerParts:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write_json(path, begun)
+            write_json(path, begun)
         except OSError as error:
             raise ModelError(f"--out: {self.folder} cannot be written: {error}") from error
 
@@ -61,14 +62,14 @@ class LayerParts:
         try:
             save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, beside)
             os.replace(beside, path)
-            _write_json(self._record(layer), asdict(chosen))
+            write_json(self._record(layer), asdict(chosen))
         except (OSError, SafetensorError) as error:
             raise ModelError(f"--out: {path} cannot be written: {error}") from error
 
     def write_config(self, config: dict[str, object]) -> None:
         """What makes an artifact of the layers."""
         try:
-            _write_json(self.folder / CONFIG, config)
+            write_json(self.folder / CONFIG, config)
         except OSError as error:
             raise ModelError(f"--out: {self.folder} cannot be written: {error}") from error
 
@@ -85,10 +86,3 @@ class LayerParts:
 
     def _record(self, layer: int) -> Path:
         return self.folder / f"layer_{layer}.json"
-
-
-def _write_json(path: Path, value: object) -> None:
-    """Whole or not at all."""
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(beside, path)

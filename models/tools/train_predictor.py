@@ -24,9 +24,9 @@ from ..sparsity.sketch import BITS, SLOTS
 from .fidelity import Run, compare, continue_both
 from .imitation import MAKERS, Chosen, Layer, Recipe, choose_threshold
 from .layer_parts import LayerParts
+from .output import check_destination
 from .residuals import Residuals
 from .text import bos_ids, check_ids, read_tokenizer, read_windows
-from .train import check_destination
 
 HELD_OUT = 0.1  # of --data, without --holdout
 LEAST_WINDOWS = 4  # one to learn from, one to set thresholds by, one to measure, and one more
@@ -98,9 +98,7 @@ def train_predictor(
 
     Raises ModelError, naming the flag, before anything is made where it can be known.
     """
-    check_destination(out)
-    if out.exists() and any(out.iterdir()):
-        raise ModelError(f"--out: {out} is not empty")
+    check_destination(out, empty=True)
     config = read_config(model)[1]
     recipe = _settled(recipe, config)
     if not 2 <= window <= config.max_positions:
