@@ -33,6 +33,7 @@ TOOLS = {
     "train": ("train", "train the bundled model"),
     "train-gates": ("train_gates", "train gates that choose which K/V pages a token reads"),
     "train-predictor": ("train_predictor", "make separate predictors for a ReLU model"),
+    "sparsify": ("sparsify", "make a dense model activation-sparse, by continued pretraining"),
 }
 PACKAGE = __name__.removesuffix(".server.cli")
 

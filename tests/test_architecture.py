@@ -13,6 +13,7 @@ MAX_LINES = 400
 LATE = {
     "models/progress.py": "rich, only where somebody looks at a terminal",
     "server/cli.py": "the server and the tools, only for the command that needs them",
+    "models/tools/sparsify.py": "the training stack, an extra: what is missing is named first",
     "engine/client.py": "the engine process: keeps torch out of the API process",
     "engine/process.py": "the runner: keeps torch out of whoever only wants to start the process",
     "server/serve.py": "OpenTelemetry, an extra, only where traces are asked for",

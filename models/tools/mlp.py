@@ -20,7 +20,9 @@ class Predictor(nn.Module):
 
     def forward(self, residual: Tensor) -> Tensor:
         with torch.autocast(residual.device.type, enabled=False):
-            return self.fc2(self.fc1(residual.float()).relu())
+            # Not the layers themselves: sharded training hands over their weights in bf16.
+            first = F.linear(residual.float(), self.fc1.weight.float()).relu()
+            return F.linear(first, self.fc2.weight.float())
 
 
 class MLP(nn.Module):

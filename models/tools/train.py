@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,11 +14,11 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
-from ..config import ModelError
 from . import corpus, dialogues
 from .assess import Scores, answer, assess
 from .card import model_card
 from .fit import Data, Recipe, fit
+from .output import check_destination, filled
 from .trainable import Sizes, TurboSparse
 
 SAMPLES = (
@@ -138,35 +137,14 @@ def train(
     return scores
 
 
-def check_destination(out: Path) -> None:
-    """Raise ModelError unless `out` is new or a folder, and can be written beside."""
-    if out.exists() and not out.is_dir():
-        raise ModelError(f"--out: {out} is not a folder")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ModelError(f"--out: {out.parent} cannot be made: {error}") from error
-
-
 def save(out: Path, model: TurboSparse, tokenizer: Tokenizer, files: dict[str, object]) -> None:
-    """Write the published layout into a folder beside `out`, then move it in whole files.
-
-    Other files of `out` are left alone. After a failure `out` is as it was.
-    """
-    beside = out.with_name(out.name + ".part")
-    shutil.rmtree(beside, ignore_errors=True)
-    try:
-        beside.mkdir()
-        save_file(model.published(), beside / "model.safetensors", metadata={"format": "pt"})
-        tokenizer.save(str(beside / "tokenizer.json"), pretty=False)
+    """Write the published layout; after a failure `out` is as it was."""
+    with filled(out) as folder:
+        save_file(model.published(), folder / "model.safetensors", metadata={"format": "pt"})
+        tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
         for name, content in files.items():
             text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
-            (beside / name).write_text(text, encoding="utf-8")
-        out.mkdir(exist_ok=True)
-        for file in beside.iterdir():
-            os.replace(file, out / file.name)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+            (folder / name).write_text(text, encoding="utf-8")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
