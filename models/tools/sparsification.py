@@ -35,7 +35,7 @@ from .recovery import (
     training_arguments,
 )
 from .sparse_card import model_card
-from .surgery import load_dense, make_sparse
+from .surgery import checkpoint_activations, load_dense, make_sparse
 from .watching import Interruption, Keeper, Measuring, Report
 
 RUN, CURVES = "run.json", "tensorboard"
@@ -115,7 +115,7 @@ def make_trainer(job: Job, arguments: TrainingArguments, checkpoint: Path | None
     make_sparse(model, job.activation, plan.rank or 0)
     check_room(job.out, sum(p.numel() for p in model.parameters()))
     if job.machine.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(model)
     teacher = None
     if plan.distill:
         teacher = load_dense(

@@ -67,7 +67,11 @@ def load_dense(directory: Path, dtype: torch.dtype = torch.float32) -> PreTraine
     """The model as transformers has it; raises ModelError where its weights do not fit."""
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype, local_files_only=True, output_loading_info=True
+            directory,
+            dtype=dtype,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # told below, by name
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(f"{directory} cannot be loaded: {error}") from error
@@ -95,6 +99,13 @@ def make_sparse(model: PreTrainedModel, activation: Activation, rank: int) -> No
 
 def feed_forwards(model: nn.Module) -> list[FeedForward]:
     return [module for module in model.modules() if isinstance(module, FeedForward)]
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Keep only what lies between layers, and compute a layer again when its gradient comes."""
+    # Renamed on the way through transformers 5.
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def enter(model: nn.Module, phase: Phase) -> None:

@@ -46,8 +46,7 @@ def test_documents_are_packed_whole_with_eos_between_and_a_pass_holds_each_once(
     texts = [chr(97 + i) * (i + 1) for i in range(26)]
     rows = Rows(read_mix(write_jsonl(tmp_path / "a.jsonl", texts)), encoder, 9, seed=0)
     num_tokens = sum(len(encoder.encode(text)) for text in texts)
-    assert len(encoder.encode("")) == 1
-    ids = sum(take(rows, -(-2 * num_tokens // 9)), [])
+    ids = [i for row in take(rows, -(-2 * num_tokens // 9)) for i in row]
     passes = ids[:num_tokens], ids[num_tokens : 2 * num_tokens]
     for one_pass in passes:
         assert one_pass[-1] == EOS
@@ -138,7 +137,7 @@ def test_a_file_that_is_not_what_it_should_be_is_named(tmp_path, encoder, name, 
 
 def test_an_id_beyond_the_models_vocabulary_is_named(tmp_path):
     byte_tokenizer(320).save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(ModelError, match="writes id .* but vocab_size is 50"):
+    with pytest.raises(ModelError, match=r"writes id .* but vocab_size is 50"):
         Encoder(tmp_path, 1, 50).encode("zebra")
     with pytest.raises(ModelError, match=r"tokenizer\.json is missing"):
         Encoder(tmp_path / "elsewhere", 1, 50)
