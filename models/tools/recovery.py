@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
@@ -25,7 +26,6 @@ from .plan import Plan
 from .surgery import Phase, enter, feed_forwards
 
 POSITION = "position.json"
-LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer")  # the units that FSDP shards
 T = TypeVar("T")
 
 
@@ -96,6 +96,12 @@ class Recovery(Trainer):
         self.plan, self.position = plan, rows.position
         super().__init__(model=model, args=arguments)
         self.model_accepts_loss_kwargs = False  # a batch's loss is its mean: no tokens are padding
+        sharding = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if arguments.fsdp and sharding is None:
+            raise ModelError("--fsdp: there are not several GPUs, each with a process of torchrun")
+        if sharding is not None and arguments.bf16:
+            # accelerate would add up the processes' gradients in bf16, too.
+            sharding.mixed_precision_policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
         self.teacher = teacher
         if teacher is not None:
             nn.Module.to(teacher.eval(), arguments.device)
@@ -181,13 +187,9 @@ def last_checkpoint(work: Path) -> Path | None:
 
 def training_arguments(plan: Plan, machine: Machine, work: Path) -> TrainingArguments:
     """Raises ModelError where a step's rows cannot be shared among the devices."""
-    sharded = {
-        "transformer_layer_cls_to_wrap": list(LAYERS),
-        "state_dict_type": "SHARDED_STATE_DICT",
-    }
     arguments = TrainingArguments(
         fsdp="full_shard auto_wrap" if machine.fsdp else None,
-        fsdp_config=sharded if machine.fsdp else None,
+        fsdp_config={"state_dict_type": "SHARDED_STATE_DICT"} if machine.fsdp else None,
         output_dir=str(work),
         max_steps=plan.num_steps,
         per_device_train_batch_size=machine.micro_batch,

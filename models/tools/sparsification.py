@@ -16,6 +16,7 @@ import torch
 import transformers
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import AutoConfig, PrinterCallback, TrainingArguments
 
 from ... import __version__
@@ -88,7 +89,9 @@ def sparsify(job: Job, *, resume: bool) -> int:
     if interruption.signal is not None:
         say_interrupted(trainer, interruption.signal)
         return 128 + interruption.signal
-    state: Any = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    assert trainer.model is not None
+    whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = get_model_state_dict(trainer.model, options=whole)
     if arguments.process_index == 0:
         record = record_of(job, trainer, measuring.measured, seconds, last_step(checkpoint))
         write(job, config, state, record)
