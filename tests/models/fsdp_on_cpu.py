@@ -1,4 +1,4 @@
-"""The command `turbosparse` with FSDP between CPU processes, which accelerate has for GPUs alone."""
+"""`turbosparse` with FSDP between CPU processes, which accelerate has for GPUs alone."""
 
 import sys
 
