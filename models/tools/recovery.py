@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader, IterableDataset
@@ -26,6 +27,7 @@ from .plan import Plan
 from .surgery import Phase, enter, feed_forwards
 
 POSITION = "position.json"
+NO_FSDP = "--fsdp: there are not several GPUs, each with a process of torchrun"
 T = TypeVar("T")
 
 
@@ -98,7 +100,7 @@ class Recovery(Trainer):
         self.model_accepts_loss_kwargs = False  # a batch's loss is its mean: no tokens are padding
         sharding = getattr(self.accelerator.state, "fsdp_plugin", None)
         if arguments.fsdp and sharding is None:
-            raise ModelError("--fsdp: there are not several GPUs, each with a process of torchrun")
+            raise ModelError(NO_FSDP)  # accelerate does without, and says nothing
         if sharding is not None and arguments.bf16:
             # accelerate would add up the processes' gradients in bf16, too.
             sharding.mixed_precision_policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
@@ -175,6 +177,15 @@ class Recovery(Trainer):
             logs |= {f"density/layer_{i:02}": s.item() for i, s in enumerate(statistics[:, 2])}
         super().log(logs, start_time)
 
+    def _save_checkpoint(self, *args, **kwargs) -> None:
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise ModelError(
+                f"{self.args.output_dir} cannot be written: {error}; --resume goes on from the "
+                "last checkpoint that is whole"
+            ) from error
+
     def _mean(self, total: Tensor) -> Tensor:
         return torch.as_tensor(self.accelerator.reduce(total / self._num_passes, "mean")).cpu()
 
@@ -214,6 +225,13 @@ def training_arguments(plan: Plan, machine: Machine, work: Path) -> TrainingArgu
         disable_tqdm=True,
         seed=plan.seed,
     )
+    if arguments.n_gpu > 1:
+        raise ModelError(
+            f"{arguments.n_gpu} GPUs are visible to one process: start one for each with torchrun, "
+            "or choose one by CUDA_VISIBLE_DEVICES"
+        )
+    if machine.fsdp and arguments.world_size < 2:
+        raise ModelError(NO_FSDP)
     together = machine.micro_batch * arguments.world_size
     if plan.rows_per_step % together:
         raise ModelError(

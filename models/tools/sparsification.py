@@ -116,7 +116,7 @@ def make_trainer(job: Job, arguments: TrainingArguments, checkpoint: Path | None
     model = load_dense(job.source)
     torch.manual_seed(plan.seed)
     make_sparse(model, job.activation, plan.rank or 0)
-    check_room(job.out, sum(p.numel() for p in model.parameters()))
+    check_room(job, sum(p.numel() for p in model.parameters()))
     if job.machine.checkpointing:
         checkpoint_activations(model)
     teacher = None
@@ -129,14 +129,15 @@ def make_trainer(job: Job, arguments: TrainingArguments, checkpoint: Path | None
     return Recovery(model, teacher, plan, rows, last_step(checkpoint), arguments)
 
 
-def check_room(out: Path, num_parameters: int) -> None:
+def check_room(job: Job, num_parameters: int) -> None:
     """Raise ModelError where two checkpoints with AdamW's moments and the result do not fit."""
-    needed = num_parameters * 4 * (2 * 3 + 1)
-    free = shutil.disk_usage(out.parent).free
+    held = sum(path.stat().st_size for path in job.work.rglob("*") if path.is_file())
+    needed = num_parameters * 4 * (2 * 3 + 1) - held
+    free = shutil.disk_usage(job.out.parent).free
     if free < needed:
         raise ModelError(
-            f"--out: {out.parent} has {free / 1e9:.1f} GB free; the checkpoints on the way and the "
-            f"result take up to {needed / 1e9:.1f} GB"
+            f"--out: {job.out.parent} has {free / 1e9:.1f} GB free; the checkpoints on the way "
+            f"and the result take up to {needed / 1e9:.1f} GB"
         )
 
 

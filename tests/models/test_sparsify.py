@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 from pathlib import Path
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
+from dense_models import command, make_home
 from safetensors.torch import load_file
 from whole import logits_of
 
@@ -19,64 +21,31 @@ from turbosparse.models.batch import FfnMode
 from turbosparse.models.config import Activation
 from turbosparse.models.load import load
 from turbosparse.models.tools import recovery, sparsification, surgery, watching
-from turbosparse.models.tools.shapes import byte_tokenizer
 from turbosparse.server.cli import main
 
 CPU = torch.device("cpu")
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 320,
-    "max_position_embeddings": 64,
-    "eos_token_id": 319,
-}
-FLAGS = {
-    "tokens": 24 * 256,
-    "batch-tokens": 256,
-    "sequence-length": 32,
-    "micro-batch": 4,
-    "rank": 8,
-    "learning-rate": 1e-2,
-    "final-learning-rate": 1e-3,
-    "warmup-steps": 2,
-    "log-steps": 1,
-    "save-steps": 5,
-    "seed": 1,
-}
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    """A folder with two dense models and some text."""
-    folder = tmp_path_factory.mktemp("sparsify")
-    write_dense(folder / "llama", transformers.LlamaConfig(**SIZES))
-    write_dense(folder / "mistral", transformers.MistralConfig(**SIZES, sliding_window=9))
-    (folder / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 400)
-    (folder / "unseen.txt").write_text("the lazy fox jumps over the brown dog\n" * 40)
-    return folder
-
-
-def write_dense(out: Path, config: transformers.PretrainedConfig) -> None:
-    torch.manual_seed(0)
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(out)
-    byte_tokenizer(320).save(str(out / "tokenizer.json"))
-    (out / "generation_config.json").write_text('{"eos_token_id": [319, 7]}')
+    return make_home(tmp_path_factory.mktemp("sparsify"))
 
 
 def sparsify(home: Path, out: Path, model: str = "mistral", *more: str, **changes: object) -> int:
-    flags = FLAGS | {name.replace("_", "-"): value for name, value in changes.items()}
-    words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
     torch.set_num_threads(1)  # the CPU kernels of a test before may have set OpenMP's for torch too
-    data = ["--data", str(home / "text.txt"), "--holdout", str(home / "unseen.txt")]
     with torch.enable_grad():
-        return main(["sparsify", str(home / model), "--out", str(out), *data, *words, *more])
+        return main(command(home, out, model, *more, **changes))
 
 
 def tensors_of(out: Path) -> dict[str, torch.Tensor]:
     return load_file(out / "model.safetensors")
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """Bit for bit."""
+    want, got = tensors_of(one), tensors_of(other)
+    assert want.keys() == got.keys()
+    assert all(torch.equal(got[name], want[name]) for name in want)
 
 
 def trained_module(home: Path, out: Path) -> torch.nn.Module:
@@ -182,9 +151,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(home, trained, tmp_path,
     assert sparsify(home, out, "mistral", "--resume") == 0
     record = json.loads((out / "sparsify.json").read_text())
     assert record["resumed_from"] == {"signal": 12, "crash": 5}[end]
-    want, got = tensors_of(trained), tensors_of(out)
-    assert want.keys() == got.keys()
-    assert all(torch.equal(got[name], want[name]) for name in want)
+    assert_same(trained, out)
 
 
 def test_a_relu_gate_is_written_as_relullama(home, tmp_path):
@@ -359,6 +326,29 @@ def test_a_full_disk_leaves_nothing_half_written_and_resume_only_writes(
         patched.setattr(recovery.Recovery, "compute_loss", lambda *_, **__: 1 / 0)
         assert sparsify(home, out, "llama", "--resume", tokens=512) == 0
     assert load(out, CPU, torch.float32).config.predictor
+
+
+def test_a_disk_that_fills_up_while_training_ends_the_run_which_resume_takes_up(
+    home, trained, tmp_path, capsys
+):
+    """By a real limit: no file may be larger than 50 kB, and the optimizer's state is."""
+    _, highest = before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, highest))
+    try:
+        assert sparsify(home, tmp_path / "out") == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert re.search(r"out\.training cannot be written: .*--resume", capsys.readouterr().err, re.S)
+    assert sparsify(home, tmp_path / "out", "mistral", "--resume") == 0
+    assert_same(trained, tmp_path / "out")
+
+
+def test_one_process_does_not_spread_over_several_gpus_by_itself(
+    home, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(transformers.TrainingArguments, "n_gpu", 8)
+    assert sparsify(home, tmp_path / "out", "llama") == 1
+    assert "8 GPUs are visible to one process" in capsys.readouterr().err
 
 
 def test_too_little_room_is_told_before_training(home, tmp_path, capsys, monkeypatch):
