@@ -16,10 +16,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import yaml
-from tokenizers import Tokenizer
 
 from ..config import ModelError
 from ..fields import Fields, Json, as_list, as_object
+from .text import read_tokenizer
 
 PIECE = 8192  # characters of a plain text that make a document
 BLOCK = 1024  # documents that are shuffled among each other
@@ -143,15 +143,7 @@ class Encoder:
 
     def __init__(self, directory: Path, eos: int, vocab_size: int) -> None:
         """Raises ModelError where the directory's tokenizer.json cannot be read."""
-        path = directory / "tokenizer.json"
-        if not path.is_file():
-            raise ModelError(f"{path} is missing")
-        try:
-            self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises nothing narrower
-            raise ModelError(f"{path} cannot be read: {error}") from error
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self._tokenizer = read_tokenizer(directory)
         self.eos, self.vocab_size = eos, vocab_size
 
     def encode(self, text: str) -> list[int]:

@@ -91,7 +91,7 @@ def sparsify(job: Job, *, resume: bool) -> int:
         return 128 + interruption.signal
     assert trainer.model is not None
     whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    state = get_model_state_dict(trainer.model, options=whole)
+    state: Any = get_model_state_dict(trainer.model, options=whole)
     if arguments.process_index == 0:
         record = record_of(job, trainer, measuring.measured, seconds, last_step(checkpoint))
         write(job, config, state, record)

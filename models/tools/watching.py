@@ -7,7 +7,7 @@ Knows what a training step says about itself, not what it does.
 from __future__ import annotations
 
 import signal
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,9 +29,6 @@ class Measured:
 
     loss: float  # nats a token
     kept: tuple[float, ...]  # share of each layer's neurons
-
-    def as_json(self) -> dict[str, object]:
-        return asdict(self)
 
 
 @torch.no_grad()
@@ -85,7 +82,9 @@ class Measuring(TrainerCallback):
         if not self.rows:
             return
         found = measure(model, self.rows, args.device, masked)
-        self.measured[name] = found.as_json()
+        # Before training the predictors know nothing: what they keep says nothing.
+        kept = {"kept": list(found.kept)} if name == "recovered" else {}
+        self.measured[name] = {"loss": found.loss, **kept}
         if args.process_index == 0:
             write_json(self.file, self.measured)
             print(f"held-out loss, {name}: {found.loss:.4f}", flush=True)

@@ -104,7 +104,7 @@ def test_it_learns_and_keeps_fewer_neurons(trained):
     record = json.loads((trained / "sparsify.json").read_text())
     measured = record["measured"]
     assert measured["recovered"]["loss"] < measured["surgery"]["loss"] - 1
-    assert 0 < record["mean_density"] < 0.45 < measured["surgery"]["kept"][0]
+    assert 0 < record["mean_density"] < 0.45  # untrained predictors keep half
     assert record["density"] == measured["recovered"]["kept"]
     assert record["plan"]["rank"] == 8
     card = (trained / "README.md").read_text()
