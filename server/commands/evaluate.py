@@ -87,7 +87,7 @@ class Target:
         if not self.info["exact"]:
             return {evaluation.APPROXIMATE: {}}
         found: dict[str, Json] = {evaluation.EXACT: {}}
-        if self.info["threshold"] is not None:
+        if self.info["predictors"] is not None:
             keeps_all = {"mode": "approximate", "threshold": KEEPS_ALL}
             found[evaluation.MASK_OFF] = {"sparsity": keeps_all}
         return found
@@ -266,7 +266,7 @@ def _ask(
     found.model = found.model or _model(
         located,
         exact=bool(target.info["exact"]),
-        has_predictors=target.info["threshold"] is not None,
+        has_predictors=target.info["predictors"] is not None,
         dtype=target.info["dtype"],
         num_parameters=target.info["num_parameters"],
         approximation=target.info["approximation"],
