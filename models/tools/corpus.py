@@ -16,11 +16,13 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 from ..config import ModelError
 from ..fields import Json, as_list, as_object
-from .dialogues import Message, generate
+from .tasks import dialogues, passkey
+from .tasks.tool_text import Turn
 
 SPECIAL = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
 UNK, BOS, EOS, IM_START, IM_END = range(5)
 PROMPT_WEIGHT = 0.1  # of the loss on what others say in a chat; the assistant's words count 1
+FILLING_WEIGHT = 0.02  # the same around pass keys, where a thousand words ask for five digits
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -30,14 +32,15 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A plain text, or a chat whose turns alternate."""
+    """A plain text, or a chat; what others than the assistant say there counts less."""
 
     text: str = ""
-    chat: tuple[tuple[str, str], ...] = ()
+    chat: tuple[Turn, ...] = ()
+    prompt_weight: float = PROMPT_WEIGHT
 
 
-def chat(messages: list[Message]) -> Document:
-    return Document(chat=tuple((m["role"], m["content"]) for m in messages))
+def chat(turns: list[Turn], prompt_weight: float = PROMPT_WEIGHT) -> Document:
+    return Document(chat=tuple(turns), prompt_weight=prompt_weight)
 
 
 def read_text(data: Path, name: str) -> str:
@@ -156,12 +159,12 @@ def encode(tokenizer: Tokenizer, documents: list[Document]) -> list[Encoded]:
         if document.text:
             parts.append((i, f"<s>{document.text}</s>", 1.0))
         for role, content in document.chat:
-            spoken = role == "assistant"
-            parts.append((i, f"<|im_start|>{role}\n", PROMPT_WEIGHT))
-            parts.append((i, f"{content}<|im_end|>", 1.0 if spoken else PROMPT_WEIGHT))
-            parts.append((i, "\n", PROMPT_WEIGHT))
+            little = document.prompt_weight
+            parts.append((i, f"<|im_start|>{role}\n", little))
+            parts.append((i, f"{content}<|im_end|>", 1.0 if role == "assistant" else little))
+            parts.append((i, "\n", little))
         if document.chat:
-            parts.append((i, "</s>", PROMPT_WEIGHT))
+            parts.append((i, "</s>", document.prompt_weight))
     encodings = tokenizer.encode_batch_fast([text for _, text, _ in parts])
     ids: list[list[int]] = [[] for _ in documents]
     weights: list[list[float]] = [[] for _ in documents]
@@ -198,17 +201,56 @@ def pack(documents: list[Encoded], length: int, seed: int) -> Encoded:
     return ids[:used], weights[:used]
 
 
-def _generate(job: tuple[int, int, str]) -> list[Encoded]:
-    seed, count, tokenizer = job
-    made = [chat(messages) for messages in generate(seed, count)]
-    return encode(Tokenizer.from_str(tokenizer), made)
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A part of the generated rows, for a process of its own."""
+
+    seed: int
+    length: int  # of a row
+    num_dialogues: int
+    num_keys: int  # documents with pass keys, of up to `longest_key` tokens
+    longest_key: int
+    tokenizer: str
+    prose: tuple[str, ...] = ()  # lines to hide keys in
 
 
-def generate_encoded(tokenizer: Tokenizer, count: int, seed: int, processes: int) -> list[Encoded]:
-    """`count` of the project's own dialogues, made and encoded in several processes."""
-    share = -(-count // processes)
-    jobs = [(seed * 1000 + i, share, tokenizer.to_str()) for i in range(processes)]
+def generate_rows(job: Job) -> Encoded:
+    """The project's own dialogues, made, encoded and packed."""
+    tokenizer = Tokenizer.from_str(job.tokenizer)
+    documents = [chat(turns) for turns in dialogues.generate(job.seed, job.num_dialogues)]
+    documents += hidden_keys(tokenizer, job)
+    return pack(encode(tokenizer, documents), job.length, job.seed)
+
+
+def token_counter(tokenizer: Tokenizer) -> passkey.Count:
+    """The number of tokens of texts that stand within another."""
+    return lambda texts: [
+        len(encoding.ids) for encoding in tokenizer.encode_batch_fast([f" {t}" for t in texts])
+    ]
+
+
+def hidden_keys(tokenizer: Tokenizer, job: Job) -> list[Document]:
+    """Chats over texts with pass keys in them, most of them nearly as long as they may be."""
+    count = token_counter(tokenizer)
+    rng = random.Random(f"keys {job.seed}")
+    documents: list[Document] = []
+    while len(documents) < job.num_keys:
+        length = int(job.longest_key * (1 - 0.9 * rng.random() ** 3))
+        turns, held_out = passkey.document(rng, count, length, job.prose)
+        if not held_out:
+            documents.append(chat(turns, FILLING_WEIGHT))
+    return documents
+
+
+def share_out(jobs: list[Job], processes: int) -> list[Encoded]:
+    """Each job's rows, made in several processes; the same whatever their number."""
     if processes == 1:
-        return _generate(jobs[0])
+        return [generate_rows(job) for job in jobs]
     with ProcessPoolExecutor(processes) as pool:
-        return [encoded for part in pool.map(_generate, jobs) for encoded in part]
+        return list(pool.map(generate_rows, jobs))
+
+
+def joined(parts: list[Encoded]) -> Encoded:
+    """Rows of equal length as one array."""
+    ids, weights = zip(*parts, strict=True)
+    return np.concatenate(ids), np.concatenate(weights)

@@ -1,7 +1,9 @@
 """The optimisation of the bundled model: what a step is, and how many there are.
 
-First without the mask, the predictors learning to imitate what dReLU leaves; then with the mask in
-the forward pass, learned through by the straight-through estimator. Knows no file and no text.
+First without the mask, the predictors learning to imitate what dReLU leaves; then, in more and more
+rows, with the mask in the forward pass, learned through by the straight-through estimator. Some
+rows stay without it, and what the mask drops is pressed to zero, so that the model with its mask
+and the one without stay one model. Knows no file and no text.
 """
 # pyright: basic
 
@@ -10,6 +12,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from enum import StrEnum
 
 import torch
 import torch.nn.functional as F
@@ -19,26 +22,46 @@ from .corpus import Encoded
 from .trainable import TurboSparse
 
 
+class Optimizer(StrEnum):
+    """For the matrices inside the layers; the rest is always AdamW's."""
+
+    MUON = "muon"
+    ADAMW = "adamw"
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """How long, how fast, how sparse, on how much of what."""
 
-    minutes: float = 6.0
+    minutes: float = 8.0
     max_steps: int = 1_000_000
-    batch: int = 128  # rows of `context` tokens
+    batch: int = 128  # rows of `length` tokens; the same tokens in long rows
+    length: int = 1024
+    long_length: int = 4096
+    long_every: int = 8  # one step in so many is one of long rows
+    optimizer: Optimizer = Optimizer.MUON
     learning_rate: float = 3e-3
-    final_share: float = 0.05  # of the learning rate, at the end of the cosine
+    final_share: float = 0.01  # of the learning rate, at the end
     warmup: int = 100
     weight_decay: float = 0.1
-    dense_share: float = 0.4  # of the steps run without the mask
-    target: float = 0.11  # neurons that a layer may keep
-    imitation: float = 1.0
-    pressure: float = 100.0
-    conversations: int = 1_000_000  # generated
-    # Of each batch. The read sources are small: at these shares a six-minute run sees them about
-    # ten times; at three times the shares it learned them by heart and lost 1.5 nats on others.
-    chat_share: float = 0.07
+    momentum: float = 0.95
+    dense_share: float = 0.25  # of the steps run without the mask
+    ramp_share: float = 0.15  # of the steps, in which the rows with the mask become more
+    masked_share: float = 0.85  # of the rows, from then on
+    target: float = 0.09  # neurons that the layers may keep, on average
+    pressure: float = 500.0  # against the square of what is kept beyond that
+    imitation: float = 1.0  # while there is no mask
+    imitation_masked: float = 0.3
+    positive_weight: float = 3.0  # in imitation, of a neuron that is not zero
+    leak: float = 0.1  # against the activations that the mask drops
+    conversations: int = 1_500_000  # generated
+    short_keys: int = 60_000  # generated texts with pass keys, in ordinary rows
+    long_keys: int = 12_000  # the same in long rows
+    # Of each batch. The read sources are small: at these shares an eight-minute run sees them
+    # about ten times; at three times the shares v1 learned them by heart and lost 1.5 nats.
+    chat_share: float = 0.06
     text_share: float = 0.05
+    long_key_share: float = 0.6  # of the long rows
     questions_per_task: int = 200
     seed: int = 0
 
@@ -58,7 +81,7 @@ class Data:
         return sum(ids.numel() for ids, _ in self.rows)
 
     def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Token ids [size, context + 1] int64 and their loss weights, float32."""
+        """Token ids [size, length + 1] int64 and their loss weights, float32."""
         counts = [round(size * share) for share in self.shares[:-1]]
         counts.append(size - sum(counts))
         parts = []
@@ -69,93 +92,147 @@ class Data:
         return ids, weights
 
 
-def learning_rate(recipe: Recipe, step: int, num_steps: int) -> float:
-    """Linear warm-up, then a cosine down to `final_share`."""
-    if step < recipe.warmup:
-        return recipe.learning_rate * (step + 1) / recipe.warmup
-    progress = min(1.0, (step - recipe.warmup) / max(1, num_steps - recipe.warmup))
-    cosine = 0.5 * (1 + math.cos(math.pi * progress))
-    return recipe.learning_rate * (recipe.final_share + (1 - recipe.final_share) * cosine)
+def learning_rate(recipe: Recipe, progress: float, step: int) -> float:
+    """Linear warm-up, then a straight line down to `final_share`."""
+    down = 1 - (1 - recipe.final_share) * min(1.0, progress)
+    return recipe.learning_rate * down * min(1.0, (step + 1) / recipe.warmup)
+
+
+def masked_share(recipe: Recipe, progress: float) -> float:
+    """Of the rows: none, then more and more, then `masked_share`."""
+    ramp = (progress - recipe.dense_share) / max(recipe.ramp_share, 1e-9)
+    return recipe.masked_share * min(1.0, max(0.0, ramp))
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one update saw, on the device: the loss, the means over layers of kept and lost."""
+
+    loss: Tensor
+    kept: Tensor
+    lost: Tensor
 
 
 class Optimization:
-    """A model being trained on some data: `step()` is one update."""
+    """A model being trained on ordinary and long rows: `step()` is one update."""
 
-    def __init__(self, model: TurboSparse, data: Data, recipe: Recipe, compiled: bool) -> None:
-        self.model, self.data, self.recipe = model, data, recipe
+    def __init__(
+        self, model: TurboSparse, data: tuple[Data, Data], recipe: Recipe, compiled: bool
+    ) -> None:
+        self.model, self.recipe = model, recipe
+        self.ordinary, self.long = data
         self.device = model.embed_tokens.weight.device
-        self.forward = torch.compile(model) if compiled else model
+        # Two row lengths are two graphs; one that fits both would be slower.
+        self.losses = torch.compile(self._losses, dynamic=False) if compiled else self._losses
         self.generator = torch.Generator().manual_seed(recipe.seed)
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for p in model.parameters() if p.dim() == 2]},
-                {"params": [p for p in model.parameters() if p.dim() != 2], "weight_decay": 0.0},
-            ],
-            recipe.learning_rate,
-            betas=(0.9, 0.95),
-            weight_decay=recipe.weight_decay,
-            fused=self.device.type == "cuda",
-        )
+        self.optimizers = optimizers(model, recipe)
 
-    def step(self, learning_rate: float, *, masked: bool) -> tuple[Tensor, Tensor]:
-        """Update once; returns the loss and the kept share of the neurons, on the device."""
-        recipe = self.recipe
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        ids, weights = self.data.batch(recipe.batch, self.generator)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            logits, sparsity = self.forward(ids[:, :-1], masked, recipe.target)
-            losses = F.cross_entropy(
-                logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none"
-            )
+    def _losses(self, ids: Tensor, weights: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
+        """The weighted mean loss, and the layers' [imitation, kept, lost]."""
+        logits, sparsity = self.model(ids[:, :-1], masked, self.recipe.positive_weight)
+        losses = F.cross_entropy(
+            logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none"
+        )
         weights = weights[:, 1:].flatten()
-        loss = (losses * weights).sum() / weights.sum()
-        imitation, excess, kept = sparsity.unbind(1)
+        return (losses * weights).sum() / weights.sum(), sparsity
+
+    def step(self, i: int, progress: float, learning_rate: float) -> Step:
+        """Update once, as the i-th step at that share of the whole run."""
+        recipe = self.recipe
+        is_long = i % recipe.long_every == recipe.long_every - 1
+        data = self.long if is_long else self.ordinary
+        rows = recipe.batch * recipe.length // recipe.long_length if is_long else recipe.batch
+        ids, weights = data.batch(rows, self.generator)
+        share = masked_share(recipe, progress)
+        masked = (torch.rand(rows, 1, 1, generator=self.generator) < share).float().to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            loss, sparsity = self.losses(ids, weights, masked)
+        imitation, kept, lost = sparsity.mean(0)
         # Once the mask is in the forward pass it is learned through; imitation only steadies it.
-        total = loss + recipe.imitation * (0.1 if masked else 1.0) * imitation.mean()
-        if masked:
-            total = total + recipe.pressure * excess.sum()
+        weight = recipe.imitation_masked if share else recipe.imitation
+        total = loss + weight * imitation + share * recipe.leak * lost
+        if share:
+            total = total + recipe.pressure * (kept - recipe.target).clamp(min=0).square()
         total.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return loss.detach(), kept.detach().mean()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return Step(loss.detach(), kept.detach(), lost.detach())
 
     def seconds_per_step(self) -> float:
         """Measured with a learning rate of next to nothing, once both kinds have been compiled."""
-        for masked in (False, True):
-            for _ in range(2):
-                self.step(1e-6, masked=masked)[0].item()
+        every = self.recipe.long_every
+        for i in (0, every - 1, 0, every - 1):
+            self.step(i, 1.0, 1e-9).loss.item()
         started = time.perf_counter()
-        for _ in range(5):
-            loss, _ = self.step(1e-6, masked=True)
+        for i in range(every):
+            loss = self.step(i, 1.0, 1e-9).loss
         loss.item()
-        return (time.perf_counter() - started) / 5
+        return (time.perf_counter() - started) / every
 
 
-def fit(model: TurboSparse, data: Data, recipe: Recipe, *, compiled: bool) -> dict[str, float]:
+def optimizers(model: TurboSparse, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon (or AdamW) for the matrices inside the layers, AdamW for the rest.
+
+    Muon's updates are scaled to the size of AdamW's, so that one learning rate serves both
+    (arXiv 2502.16982). Predictors are AdamW's: their gradients are sparse and of low rank.
+    """
+    hidden, other, flat = [], [], []
+    for name, parameter in model.named_parameters():
+        inside = name.startswith("layers.") and "predictor" not in name
+        (flat if parameter.dim() != 2 else hidden if inside else other).append(parameter)
+    if recipe.optimizer is Optimizer.ADAMW:
+        hidden, other = [], hidden + other
+    adamw = torch.optim.AdamW(
+        [{"params": other}, {"params": flat, "weight_decay": 0.0}],
+        recipe.learning_rate,
+        betas=(0.9, 0.95),
+        weight_decay=recipe.weight_decay,
+        fused=model.embed_tokens.weight.device.type == "cuda",
+    )
+    if not hidden:
+        return [adamw]
+    muon = torch.optim.Muon(
+        hidden,
+        recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        momentum=recipe.momentum,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return [muon, adamw]
+
+
+def fit(
+    model: TurboSparse, data: tuple[Data, Data], recipe: Recipe, *, compiled: bool
+) -> dict[str, float]:
     """Train in place until the time is up or the steps are made; returns what was done."""
     model.train()
     run = Optimization(model, data, recipe, compiled)
     seconds = run.seconds_per_step()
     num_steps = max(1, min(recipe.max_steps, int(recipe.minutes * 60 / seconds)))
-    tokens = recipe.batch * model.sizes.context
+    tokens = recipe.batch * recipe.length
     print(f"{seconds * 1e3:.0f} ms and {tokens} tokens a step: {num_steps} steps", flush=True)
     started = time.perf_counter()
-    final_loss = math.nan
+    recent = []
     for i in range(num_steps):
-        rate = learning_rate(recipe, i, num_steps)
-        loss, kept = run.step(rate, masked=i >= recipe.dense_share * num_steps)
+        progress = i / num_steps
+        rate = learning_rate(recipe, progress, i)
+        done = run.step(i, progress, rate)
+        recent = [*recent[-63:], done.loss]
         if i % 100 == 0 or i == num_steps - 1:
-            final_loss = loss.item()
+            loss = torch.stack(recent).mean().item()
             print(
-                f"step {i:6}/{num_steps}  loss {final_loss:.4f}  kept {kept.item():6.1%}  "
-                f"lr {rate:.1e}  {time.perf_counter() - started:.1f} s",
+                f"step {i:6}/{num_steps}  loss {loss:.4f}  kept {done.kept.item():6.1%}  "
+                f"lost {done.lost.item():6.1%}  lr {rate:.1e}  "
+                f"{time.perf_counter() - started:.1f} s",
                 flush=True,
             )
     return {
         "steps": num_steps,
         "tokens": num_steps * tokens,
         "seconds": time.perf_counter() - started,
-        "final_loss": final_loss,
+        "final_loss": loss,
     }

@@ -53,19 +53,28 @@ class MLP(nn.Module):
                 raise ValueError("FATReLU is served, not trained")
 
     def forward(
-        self, x: Tensor, residual: Tensor, masked: bool, target: float
+        self, x: Tensor, residual: Tensor, masked: bool | Tensor, positive_weight: float = 1.0
     ) -> tuple[Tensor, Tensor]:
-        """Output, and [predictor's cross-entropy against the truth, squared excess of the kept
-        share over `target`, kept share]."""
+        """Output, and [imitation, kept, lost] of this layer.
+
+        `masked` may say it for each row, as 1 or 0 in [batch, 1, 1]. Imitation is the predictor's
+        cross-entropy against the truth, in which a neuron that is not zero counts
+        `positive_weight` times; kept is the share of the neurons that the mask keeps, lost the
+        share of the activations (their absolute values) that it drops.
+        """
         value = self.values(x)
         truth = (value.detach() != 0).float()
         if self.predictor is None:
             zero = torch.zeros_like(truth[..., 0].mean())
-            return self.down_proj(value), torch.stack((zero, zero, truth.mean()))
+            return self.down_proj(value), torch.stack((zero, truth.mean(), zero))
         score = self.predictor(residual)
         soft, keep = score.sigmoid(), (score > 0).float()
         share = (keep - soft).detach() + soft  # hard forward, soft backward
-        imitation = F.binary_cross_entropy_with_logits(score, truth)
-        excess = (share.mean() - target).clamp(min=0).square()
-        y = self.down_proj(value * share.to(value.dtype) if masked else value)
-        return y, torch.stack((imitation, excess, keep.mean()))
+        weight = 1 + (positive_weight - 1) * truth
+        imitation = F.binary_cross_entropy_with_logits(score, truth, weight)
+        size = value.float().abs()
+        lost = (size * (1 - keep)).sum() / size.detach().sum().clamp(min=1e-6)
+        through = share * masked + (1 - masked)
+        return self.down_proj(value * through.to(value.dtype)), torch.stack(
+            (imitation, share.mean(), lost)
+        )

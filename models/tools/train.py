@@ -7,18 +7,22 @@ import argparse
 import json
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
-from . import corpus, dialogues
-from .assess import Scores, answer, assess
+from ..config import Activation, ModelError
+from . import corpus
+from .assess import Scores, assess
 from .card import model_card
-from .fit import Data, Recipe, fit
+from .exam import cases, publish
+from .fit import Data, Optimizer, Recipe, fit
+from .greedy import answers, prompt
 from .output import check_destination, filled
+from .prepare import Texts, prepare
 from .trainable import Sizes, TurboSparse
 
 SAMPLES = (
@@ -27,11 +31,15 @@ SAMPLES = (
     "What is activation sparsity?",
     "How do I start the server?",
     "What is 12 plus 7?",
+    "What is 348 plus 275?",
     "Tom has 23 apples and buys 19 more. How many apples does Tom have?",
     "What is the capital of France?",
     "Tell me about Napoleon.",
     "Write a story about a fox.",
     "Reverse these words: apple, river, cloud",
+    "Sort these words: river, apple, cloud, stone",
+    "Convert 3 hours to minutes.",
+    "Extract name, age and city as JSON: Anna is 31 years old and lives in Oslo.",
     "I would like to find a restaurant in San Jose.",
 )
 TOKENIZER_CONFIG = {
@@ -48,39 +56,6 @@ GENERATION_CONFIG = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Texts:
-    """Everything that is read from the data folder."""
-
-    chats: list[corpus.Document]
-    texts: list[corpus.Document]
-    held_out_chats: list[corpus.Document]
-    held_out_text: corpus.Document
-
-    @classmethod
-    def read(cls, data: Path) -> Texts:
-        """Raises ModelError with the name of a file that is missing or not what it should be."""
-        return cls(
-            corpus.read_dialogues(data, "train"),
-            corpus.read_texts(data),
-            corpus.read_dialogues(data, "dev"),
-            corpus.Document(corpus.read_text(data, "wikitext2.test.txt.gz")),
-        )
-
-
-def rows_of(
-    read: Texts, tokenizer: Tokenizer, sizes: Sizes, recipe: Recipe, processes: int
-) -> list[tuple[corpus.Encoded, float]]:
-    """Each source's packed rows with its share of a batch; the generated dialogues come last."""
-    generated = corpus.generate_encoded(tokenizer, recipe.conversations, recipe.seed, processes)
-    sources = [
-        (corpus.encode(tokenizer, read.chats), recipe.chat_share),
-        (corpus.encode(tokenizer, read.texts), recipe.text_share),
-        (generated, 1 - recipe.chat_share - recipe.text_share),
-    ]
-    return [(corpus.pack(encoded, sizes.context, 0), share) for encoded, share in sources]
-
-
 def round_to_published(model: TurboSparse) -> None:
     """What is measured is what is shipped: the weights as bf16 holds them."""
     for parameter in model.parameters():
@@ -88,7 +63,14 @@ def round_to_published(model: TurboSparse) -> None:
 
 
 def train(
-    data: Path, out: Path, sizes: Sizes, recipe: Recipe, *, compiled: bool, processes: int
+    data: Path,
+    out: Path,
+    sizes: Sizes,
+    recipe: Recipe,
+    *,
+    compiled: bool,
+    processes: int,
+    cache: Path | None = None,
 ) -> Scores:
     """Everything from text to a checkpoint directory with its model card.
 
@@ -100,24 +82,27 @@ def train(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     started = time.perf_counter()
     read = Texts.read(data)
-    own = [corpus.chat(m) for m in dialogues.generate(recipe.seed, 5000)]
-    tokenizer = corpus.train_tokenizer(own + read.texts + read.chats, sizes.vocab)
-    rows = Data(rows_of(read, tokenizer, sizes, recipe, processes), device)
+    prepared = prepare(read, sizes.vocab, recipe, processes, cache)
+    tokenizer = prepared.tokenizer
+    rows = Data(prepared.ordinary, device), Data(prepared.long, device)
     taken = time.perf_counter() - started
-    print(f"{rows.num_tokens / 1e6:.1f} M tokens in {taken:.0f} s", flush=True)
+    print(f"{sum(r.num_tokens for r in rows) / 1e6:.1f} M tokens in {taken:.0f} s", flush=True)
     model = TurboSparse(sizes).to(device)
     done = fit(model, rows, recipe, compiled=compiled)
     round_to_published(model)
     torch.set_float32_matmul_precision("highest")
+    started = time.perf_counter()
     scores = assess(
         model,
         tokenizer,
         corpus.encode(tokenizer, [read.held_out_text]),
         corpus.encode(tokenizer, read.held_out_chats),
-        recipe.questions_per_task,
+        cases(tokenizer, recipe.questions_per_task, recipe.long_length),
+        recipe.length,
     )
-    said = answer(model, tokenizer, list(SAMPLES), max_tokens=96)
-    samples: list[tuple[str, str]] = list(zip(SAMPLES, said, strict=True))
+    asked = [prompt([{"role": "user", "content": question}], []) for question in SAMPLES]
+    said = answers(model, tokenizer, asked)
+    print(f"assessed in {time.perf_counter() - started:.0f} s", flush=True)
     record = {
         "sizes": asdict(sizes) | {"activation": sizes.activation.value},
         "recipe": asdict(recipe),
@@ -125,13 +110,14 @@ def train(
         "hardware": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
         "num_parameters": sum(p.numel() for p in model.parameters()),
         "scores": scores.as_json(),
+        "samples": [list(pair) for pair in zip(SAMPLES, said, strict=True)],
     }
     files = {
         "config.json": model.config(),
         "generation_config.json": GENERATION_CONFIG,
         "tokenizer_config.json": TOKENIZER_CONFIG,
         "training.json": record,
-        "README.md": model_card(record, samples),
+        "README.md": model_card(record),
     }
     save(out, model, tokenizer, files)
     return scores
@@ -149,32 +135,83 @@ def save(out: Path, model: TurboSparse, tokenizer: Tokenizer, files: dict[str, o
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `turbosparse train`."""
-    parser.add_argument("--data", type=Path, required=True, help="folder with the training text")
+    parser.add_argument("--data", type=Path, help="folder with the training text")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint directory to write")
     parser.add_argument("--minutes", type=float, default=Recipe().minutes, help="of optimisation")
+    parser.add_argument("--max-steps", type=int, default=Recipe().max_steps)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--activation",
+        choices=["drelu", "silu", "relu"],
+        default="drelu",
+        help="silu and relu train a twin without predictors, to compare",
+    )
+    parser.add_argument(
+        "--optimizer", choices=list(Optimizer), type=Optimizer, default=Recipe().optimizer
+    )
+    parser.add_argument("--learning-rate", type=float, default=Recipe().learning_rate)
     parser.add_argument(
         "--conversations", type=int, default=Recipe().conversations, help="generated dialogues"
     )
+    parser.add_argument("--questions", type=int, default=Recipe().questions_per_task, help="a task")
+    parser.add_argument("--cache", type=Path, help="folder to keep the prepared rows in")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="to prepare")
     parser.add_argument("--no-compile", action="store_true", help="for GPUs without Triton")
+    parser.add_argument(
+        "--twins", type=Path, nargs="+", default=[], help="trained twins, for the model card"
+    )
+    parser.add_argument("--card-only", action="store_true", help="write --out's model card anew")
+    parser.add_argument("--exam", type=Path, help="folder to write the exam's questions to")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Train with the parsed flags and print what came out."""
+    if arguments.card_only:
+        write_card(arguments.out, arguments.twins)
+        return
+    if arguments.data is None:
+        raise ModelError("--data is needed: the folder with the training text")
     recipe = Recipe(
-        minutes=arguments.minutes, seed=arguments.seed, conversations=arguments.conversations
+        minutes=arguments.minutes,
+        max_steps=arguments.max_steps,
+        seed=arguments.seed,
+        optimizer=arguments.optimizer,
+        learning_rate=arguments.learning_rate,
+        conversations=arguments.conversations,
+        questions_per_task=arguments.questions,
     )
+    activation = Activation(arguments.activation)
+    sizes = Sizes() if activation is Activation.DRELU else Sizes(activation=activation, rank=0)
     scores = train(
         arguments.data,
         arguments.out,
-        Sizes(),
+        sizes,
         recipe,
         compiled=not arguments.no_compile and torch.cuda.is_available(),
         processes=arguments.processes,
+        cache=arguments.cache,
     )
+    write_card(arguments.out, arguments.twins)
+    if arguments.exam is not None:
+        tokenizer = Tokenizer.from_file(str(arguments.out / "tokenizer.json"))
+        publish(arguments.exam, cases(tokenizer, recipe.questions_per_task, recipe.long_length))
     print((arguments.out / "README.md").read_text(encoding="utf-8"))
     print(f"wrote {arguments.out}: {scores.mean_kept:.1%} of the neurons kept")
+
+
+def write_card(out: Path, twins: list[Path]) -> None:
+    """README.md of a trained checkpoint, from its own record and those of its twins."""
+    own, *others = [read_record(folder) for folder in (out, *twins)]
+    (out / "README.md").write_text(model_card(own, others), encoding="utf-8")
+
+
+def read_record(folder: Path) -> dict:
+    """training.json of a checkpoint; raises ModelError where there is none."""
+    path = folder / "training.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
 
 
 if __name__ == "__main__":

@@ -16,22 +16,41 @@ from .mlp import MLP
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """The bundled model's shape: 11.6 M parameters, 23 MB in bf16."""
+    """The bundled model's shape: 14.8 M parameters, 30 MB in bf16."""
 
     vocab: int = 4096
     hidden: int = 384
-    layers: int = 6
+    layers: int = 8
     heads: int = 6
     kv_heads: int = 2
     neurons: int = 1024
-    rank: int = 64
-    context: int = 1024
-    theta: float = 10000.0
+    rank: int = 96  # of the predictors; 0 for none
+    context: int = 8192  # positions
+    theta: float = 100_000.0
     eps: float = 1e-5
     activation: Activation = Activation.DRELU
 
 
 Output = tuple[Tensor, Tensor]
+
+
+class LayerCache:
+    """Keys and values of a batch whose rows have each a length of their own."""
+
+    def __init__(self, rows: int, s: Sizes, length: int, like: Tensor) -> None:
+        shape = (rows, s.kv_heads, length, s.hidden // s.heads)
+        self.k, self.v = like.new_zeros(shape), like.new_zeros(shape)
+
+    def begin(self, k: Tensor, v: Tensor) -> None:
+        """Rows that begin together; what stands behind a row's own end is overwritten later."""
+        self.k[:, :, : k.shape[2]], self.v[:, :, : v.shape[2]] = k, v
+
+    def extend(self, k: Tensor, v: Tensor, at: Tensor) -> Tensor:
+        """One more token in each row, at its place `at` [rows]; the mask to attend with."""
+        rows = torch.arange(len(at), device=at.device)
+        self.k[rows, :, at], self.v[rows, :, at] = k[:, :, 0], v[:, :, 0]
+        places = torch.arange(self.k.shape[2], device=at.device)
+        return (places <= at[:, None])[:, None, None]
 
 
 class Attention(nn.Module):
@@ -43,14 +62,22 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(s.hidden, s.kv_heads * self.dim, bias=False)
         self.o_proj = nn.Linear(s.heads * self.dim, s.hidden, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, turn: Output, cache: LayerCache | None = None, at: Tensor | None = None
+    ) -> Tensor:
         batch, length, _ = x.shape
         q = self.q_proj(x).view(batch, length, self.heads, self.dim).transpose(1, 2)
         k = self.k_proj(x).view(batch, length, self.kv_heads, self.dim).transpose(1, 2)
         v = self.v_proj(x).view(batch, length, self.kv_heads, self.dim).transpose(1, 2)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q, k = rotate(q, *turn), rotate(k, *turn)
+        mask = None
+        if cache is not None and at is not None:
+            mask = cache.extend(k, v, at)
+            k, v = cache.k, cache.v
+        elif cache is not None:
+            cache.begin(k, v)
         k, v = (t.repeat_interleave(self.heads // self.kv_heads, 1) for t in (k, v))
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
 
 
@@ -67,14 +94,25 @@ class Layer(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(s.hidden, s.eps)
         self.mlp = MLP(s.hidden, s.neurons, s.rank, s.activation)
 
-    def forward(self, r: Tensor, cos: Tensor, sin: Tensor, masked: bool, target: float) -> Output:
-        r = r + self.self_attn(self.input_layernorm(r), cos, sin)
-        y, sparsity = self.mlp(self.post_attention_layernorm(r), r, masked, target)
+    def forward(
+        self,
+        r: Tensor,
+        turn: Output,
+        masked: bool | Tensor,
+        positive_weight: float,
+        cache: LayerCache | None,
+        at: Tensor | None,
+    ) -> Output:
+        r = r + self.self_attn(self.input_layernorm(r), turn, cache, at)
+        y, sparsity = self.mlp(self.post_attention_layernorm(r), r, masked, positive_weight)
         return r + y, sparsity
 
 
 class TurboSparse(nn.Module):
-    """[batch, length] token ids -> [batch, length, vocab] logits; embeddings are tied."""
+    """[batch, length] token ids -> [batch, length, vocab] logits; embeddings are tied.
+
+    With a rank of zero it is one of the twins: SwiGLU, or ReLU on the gate, without a predictor.
+    """
 
     cos: Tensor  # [context, D / 2]
     sin: Tensor
@@ -97,14 +135,26 @@ class TurboSparse(nn.Module):
                 if into_residual:
                     parameter.data /= (2 * s.layers) ** 0.5
 
-    def forward(self, ids: Tensor, masked: bool = True, target: float = 0.0) -> Output:
-        """Logits, and the layers' [imitation, excess, kept share]: [layers, 3]."""
-        length = ids.shape[1]
-        cos, sin = self.cos[:length], self.sin[:length]
+    def forward(
+        self,
+        ids: Tensor,
+        masked: bool | Tensor = True,
+        positive_weight: float = 1.0,
+        caches: list[LayerCache] | None = None,
+        at: Tensor | None = None,
+    ) -> Output:
+        """Logits, and the layers' [imitation, kept, lost]: [layers, 3].
+
+        `masked` for all rows, or for each in [batch, 1, 1]. With `at` each row is one token
+        long and stands at that place of its row in the caches.
+        """
+        places = slice(ids.shape[1]) if at is None else at[:, None, None]
+        turn = self.cos[places], self.sin[places]
         r = self.embed_tokens(ids)
         sparsity = []
-        for layer in self.layers:
-            r, of_layer = layer(r, cos, sin, masked, target)
+        for i, layer in enumerate(self.layers):
+            cache = caches[i] if caches else None
+            r, of_layer = layer(r, turn, masked, positive_weight, cache, at)
             sparsity.append(of_layer)
         return F.linear(self.norm(r), self.embed_tokens.weight), torch.stack(sparsity)
 
@@ -116,12 +166,13 @@ class TurboSparse(nn.Module):
         }
 
     def config(self) -> dict[str, object]:
-        """config.json as the published checkpoints have it."""
+        """config.json as the published checkpoints have it; the twins' is a Llama's."""
         s = self.sizes
+        own = s.activation is Activation.DRELU
         return {
-            "architectures": ["BambooForCausalLM"],
-            "model_type": "bamboo",
-            "hidden_act": "relu",
+            "architectures": ["BambooForCausalLM" if own else "LlamaForCausalLM"],
+            "model_type": "bamboo" if own else "llama",
+            "hidden_act": "relu" if own else s.activation.value,
             "hidden_size": s.hidden,
             "intermediate_size": s.neurons,
             "num_hidden_layers": s.layers,

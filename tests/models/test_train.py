@@ -16,21 +16,27 @@ from whole import logits_of
 from turbosparse.models.batch import FfnMode
 from turbosparse.models.config import ModelError
 from turbosparse.models.load import load
-from turbosparse.models.tools import corpus, dialogues, train
+from turbosparse.models.tools import corpus, train
 from turbosparse.models.tools.fit import Data, Recipe, learning_rate
+from turbosparse.models.tools.tasks import dialogues
 from turbosparse.models.tools.trainable import Sizes, TurboSparse
 
 SIZES = Sizes(
-    vocab=320, hidden=32, layers=2, heads=4, kv_heads=2, neurons=48, rank=8, context=320
+    vocab=320, hidden=32, layers=2, heads=4, kv_heads=2, neurons=48, rank=8, context=768
 )  # fmt: skip
 RECIPE = Recipe(
     max_steps=20,
     batch=4,
+    length=320,
+    long_length=640,
+    long_every=4,
     warmup=2,
     # So that after 20 steps the FFN does something, and the mask keeps some and drops some.
     learning_rate=0.01,
     pressure=0.0,
     conversations=40,
+    short_keys=4,
+    long_keys=4,
     questions_per_task=1,
     chat_share=0.25,
     text_share=0.25,

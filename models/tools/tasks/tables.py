@@ -125,3 +125,4 @@ TABLES = (
         ),
     ),
 )
+CAPITALS = tuple(city for _, city in TABLES[0].rows)
