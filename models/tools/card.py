@@ -19,7 +19,11 @@ SOURCES = (
     ("rust-lang/book", "MIT or Apache-2.0", "prose with code"),
     ("WikiText-2 (pytorch/examples), valid", "CC BY-SA", "prose"),
     ("Shakespeare (pytorch/examples)", "public domain", "plays"),
-    ("models/tools/tasks", "Apache-2.0", "dialogues that this project generates, its documents among them"),
+    (
+        "models/tools/tasks",
+        "Apache-2.0",
+        "dialogues that this project generates, its documents among them",
+    ),
 )
 
 

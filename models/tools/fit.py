@@ -9,7 +9,6 @@ and the one without stay one model. Knows no file and no text.
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 from enum import StrEnum
@@ -54,9 +53,9 @@ class Recipe:
     imitation_masked: float = 0.3
     positive_weight: float = 3.0  # in imitation, of a neuron that is not zero
     leak: float = 0.1  # against the activations that the mask drops
-    conversations: int = 1_500_000  # generated
+    conversations: int = 1_200_000  # generated
     short_keys: int = 60_000  # generated texts with pass keys, in ordinary rows
-    long_keys: int = 12_000  # the same in long rows
+    long_keys: int = 10_000  # the same in long rows
     # Of each batch. The read sources are small: at these shares an eight-minute run sees them
     # about ten times; at three times the shares v1 learned them by heart and lost 1.5 nats.
     chat_share: float = 0.06

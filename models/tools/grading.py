@@ -31,7 +31,9 @@ def is_right(grade: str, expected: str, got: str) -> bool:
         case "json":
             return _json(got) == json.loads(expected)
         case _:
-            raise ValueError(f"grade must be one of contains, number, exact, json, tool_call: {grade!r}")
+            raise ValueError(
+                f"grade must be one of contains, number, exact, json, tool_call: {grade!r}"
+            )
 
 
 def _json(text: str) -> object:

@@ -16,10 +16,12 @@ from . import corpus
 from .corpus import Encoded, Job
 from .fit import Recipe
 from .tasks import dialogues
+from .tasks.vocabulary import WORDS
 
 NUM_JOBS = 64  # parts of the generated rows: not the number of processes, on which nothing depends
 LONG_DIALOGUES = 1 / 40  # of the conversations are made again for long rows
 TOKENIZER_DIALOGUES = 20_000
+WORD_LISTS = 1000  # so that each word of the lists becomes one token: it has an order to learn
 Source = tuple[Encoded, float]  # rows, and their share of a batch
 
 
@@ -70,6 +72,7 @@ def prepare(
 def tokenizer_of(read: Texts, vocab: int, recipe: Recipe) -> Tokenizer:
     """Trained on some of the generated dialogues and all that is read."""
     own = [corpus.chat(turns) for turns in dialogues.generate(recipe.seed, TOKENIZER_DIALOGUES)]
+    own += [corpus.Document(" ".join(("", *WORDS)))] * WORD_LISTS
     return corpus.train_tokenizer(own + read.texts + read.chats, vocab)
 
 

@@ -89,7 +89,11 @@ KINDS = (
         ),
     ),
     Kind(
-        {"title": lambda r: f"The {word(r).capitalize()}", "author": name, "year": number(1900, 2030)},
+        {
+            "title": lambda r: f"The {word(r).capitalize()}",
+            "author": name,
+            "year": number(1900, 2030),
+        },
         (
             "{author} wrote {title} in {year}.",
             "{title} is a book by {author} from {year}.",
@@ -105,7 +109,11 @@ KINDS = (
         ),
     ),
     Kind(
-        {"city": city, "temperature": number(1, 40), "weather": among("sunny", "rainy", "cloudy", "windy")},
+        {
+            "city": city,
+            "temperature": number(1, 40),
+            "weather": among("sunny", "rainy", "cloudy", "windy"),
+        },
         (
             "It is {weather} in {city} with {temperature} degrees.",
             "{city} has {temperature} degrees and it is {weather}.",

@@ -303,7 +303,11 @@ def _attribute(rng: random.Random) -> Function:
     entity = Parameter((rng.choice(ENTITIES),), word if rng.random() < 0.5 else name)
     return Function(
         (f"{rng.choice(VERBS)}_{key}", f"{key}_of", f"{rng.choice(VERBS)}_{key}"),
-        (f"Get the {attribute} of something", f"Look up the {attribute}", f"Returns the {attribute}"),
+        (
+            f"Get the {attribute} of something",
+            f"Look up the {attribute}",
+            f"Returns the {attribute}",
+        ),
         (entity,),
         (
             f"What is the {attribute} of {{0}}?",

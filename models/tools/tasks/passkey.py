@@ -1,4 +1,4 @@
-"""A task with a long context: sentences that say a key, somewhere in a long text about other things.
+"""A task with a long context: sentences that say a key, somewhere in a text about other things.
 
 Lengths are in tokens, which only the caller can count.
 """
@@ -24,7 +24,8 @@ OPENING = (
     "Read this text carefully. I will ask you about it.",
     "",
 )
-FRAME_TOKENS = 120  # the opening, the questions, the answers and the template around them
+FRAME_TOKENS = 60  # the opening and the template around it
+KEY_TOKENS = 40  # a question and its answer
 MAX_KEYS = 4
 
 
@@ -115,9 +116,7 @@ FILLING = (
 )  # fmt: skip
 
 
-def filling(
-    rng: random.Random, count: Count, budget: int, prose: Sequence[str]
-) -> list[str]:
+def filling(rng: random.Random, count: Count, budget: int, prose: Sequence[str]) -> list[str]:
     """Sentences of about `budget` tokens in all: classic, generated, or lines of `prose`."""
     kind = rng.random()
     lines: list[str] = []
@@ -130,7 +129,7 @@ def filling(
         else:
             more = [sentence(rng) for _ in range(40)]
         for line, tokens in zip(more, count(more), strict=True):
-            budget -= tokens + 1
+            budget -= tokens
             if budget < 0:
                 break
             lines.append(line)
@@ -148,7 +147,7 @@ def document(
         if more.question not in subjects:
             subjects.add(more.question)
             keys.append(more)
-    text = _text(rng, count, length - FRAME_TOKENS - 12 * len(keys), prose, keys)
+    text = _text(rng, count, length - FRAME_TOKENS - KEY_TOKENS * len(keys), prose, keys)
     rng.shuffle(keys)
     first, *others = keys
     turns = [("user", _asked(rng, text, first.question)), ("assistant", first.answer)]
@@ -178,6 +177,6 @@ def exam_case(rng: random.Random, count: Count, length: int) -> Case | None:
     key = pass_key(rng)
     if not key.held_out:
         return None
-    text = _text(rng, count, length - FRAME_TOKENS, (), [key])
+    text = _text(rng, count, length - FRAME_TOKENS - KEY_TOKENS, (), [key])
     messages: list[Message] = [{"role": "user", "content": _asked(rng, text, key.question)}]
     return Case("passkey", messages, key.expected, "contains")

@@ -47,10 +47,16 @@ def count(rng: random.Random) -> Exchange:
     """How many words a list has."""
     chosen, listing = _chosen(rng)
     question = ask(
-        rng, "How many words are here: {w}", "Count these words: {w}", "Count the words: {w}", w=listing
+        rng,
+        "How many words are here: {w}",
+        "Count these words: {w}",
+        "Count the words: {w}",
+        w=listing,
     )
     held_out = is_held_out("count", *chosen)
-    return Exchange(question, f"There are {len(chosen)} words.", str(len(chosen)), held_out, "number")
+    return Exchange(
+        question, f"There are {len(chosen)} words.", str(len(chosen)), held_out, "number"
+    )
 
 
 def spell(rng: random.Random) -> Exchange:
@@ -71,9 +77,7 @@ def sequence(rng: random.Random) -> Exchange:
         low = rng.randrange(0, 30)
         high = low + rng.randrange(2, 10)
         numbers = ", ".join(str(n) for n in range(low, high + 1))
-        question = ask(
-            rng, "Count from {a} to {b}.", "Please count from {a} to {b}", a=low, b=high
-        )
+        question = ask(rng, "Count from {a} to {b}.", "Please count from {a} to {b}", a=low, b=high)
         return Exchange(question, numbers, numbers, is_held_out(low, high))
     items = rng.choice((vocabulary.DAYS, vocabulary.MONTHS))
     i = rng.randrange(len(items))
