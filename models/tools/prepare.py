@@ -71,7 +71,8 @@ def prepare(
 
 def tokenizer_of(read: Texts, vocab: int, recipe: Recipe) -> Tokenizer:
     """Trained on some of the generated dialogues and all that is read."""
-    own = [corpus.chat(turns) for turns in dialogues.generate(recipe.seed, TOKENIZER_DIALOGUES)]
+    count = min(TOKENIZER_DIALOGUES, recipe.conversations)
+    own = [corpus.chat(turns) for turns in dialogues.generate(recipe.seed, count)]
     own += [corpus.Document(" ".join(("", *WORDS)))] * WORD_LISTS
     return corpus.train_tokenizer(own + read.texts + read.chats, vocab)
 
