@@ -13,12 +13,15 @@ from whole import logits_of
 
 import turbosparse
 from turbosparse.models.batch import FfnMode
+from turbosparse.models.config import Activation
 from turbosparse.models.load import load
 from turbosparse.models.sequence import observe
 from turbosparse.models.sparsity.predictor import OraclePredictor, recall
 from turbosparse.models.tools.trainable import Sizes, TurboSparse
 
 TINY = Path(turbosparse.__file__).parent / "models" / "tiny"
+RECORD = json.loads((TINY / "training.json").read_text())
+SIZES = Sizes(**RECORD["sizes"] | {"activation": Activation.DRELU})
 # Written for this test: no model was trained on it.
 CHAT = [
     {"role": "system", "content": "You are a helpful assistant."},
@@ -73,7 +76,7 @@ def test_it_is_a_turbosparse_mistral_in_the_published_layout(model):
     assert model.config.predictor
     assert model.exact
     assert model.config.max_positions >= 1024
-    assert all(len(layer.ffn.predictor.fc1.weight) == 64 for layer in model.decoder.layers)
+    assert all(len(layer.ffn.predictor.fc1.weight) == SIZES.rank for layer in model.decoder.layers)
 
 
 def test_both_of_its_end_tokens_are_found(model, tokenizer):
@@ -118,7 +121,7 @@ def test_it_computes_what_its_trainer_computed(model, tokenizer, mode):
     decides, so only the tokens before the first such score are compared. The weights are fixed,
     hence so is that place: token 47 of 72.
     """
-    trainer = TurboSparse(Sizes()).eval()
+    trainer = TurboSparse(SIZES).eval()
     weights = load_file(TINY / "model.safetensors")
     trainer.load_state_dict({n.removeprefix("model."): t.float() for n, t in weights.items()})
     scores: list[torch.Tensor] = []
@@ -158,8 +161,7 @@ def test_it_answers_what_its_card_shows(model, tokenizer, question, word):
 
 def test_its_card_tells_the_numbers_of_its_training(model):
     card = (TINY / "README.md").read_text()
-    record = json.loads((TINY / "training.json").read_text())
-    scores = record["scores"]
+    record, scores = RECORD, RECORD["scores"]
     assert record["num_parameters"] == model.num_parameters
     assert f"{model.num_parameters / 1e6:.1f} M parameters" in card
     assert f"kept by the predictors, mean | {scores['mean_kept']:.1%}" in card

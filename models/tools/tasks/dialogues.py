@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterator
 
 from . import calls, filling, knowledge, numbers, stories, talk, words
-from .exchange import Case, Exchange, Task
+from .exchange import Case, Exchange, Message, Task
 from .tool_text import Turn, plain_turns
 
 TASKS: list[tuple[Task, float]] = [
@@ -87,7 +87,7 @@ def _with_tools(rng: random.Random) -> list[Turn]:
         chat = calls.tool_chat(rng, without_tools)
         if not chat.held_out:
             break
-    system = [{"role": role, "content": said} for role, said in _system(rng, 0.3)]
+    system: list[Message] = [{"role": role, "content": said} for role, said in _system(rng, 0.3)]
     return plain_turns([*system, *chat.messages], chat.tools)
 
 
@@ -110,8 +110,8 @@ def exam(seed: int, per_task: int) -> Iterator[Case]:
             exchange = task(rng)
             if exchange.held_out or not only_held_out:
                 found += 1
-                asked = [{"role": "user", "content": exchange.question}]
-                yield Case(task_name(task), [*asked], exchange.expected, exchange.grade)
+                asked = [calls.user(exchange.question)]
+                yield Case(task_name(task), asked, exchange.expected, exchange.grade)
     rng = random.Random(f"test {seed} tools")
     found = 0
     while found < per_task:

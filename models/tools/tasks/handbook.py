@@ -7,7 +7,7 @@ and verb phrases are put into frames.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.resources import files
+from pathlib import Path
 
 NOUN_FRAMES = (
     "What is {x}?",
@@ -73,4 +73,4 @@ def _entry(lines: list[str]) -> Entry:
     return Entry(keyword, tuple(answers), tuple(dict.fromkeys(questions)))
 
 
-HANDBOOK = read_entries(files(__package__).joinpath("handbook.txt").read_text(encoding="utf-8"))
+HANDBOOK = read_entries(Path(__file__).with_suffix(".txt").read_text(encoding="utf-8"))

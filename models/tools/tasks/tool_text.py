@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import cast
 
 from .exchange import Message, Tool
 
@@ -48,12 +49,11 @@ def _turn(message: Message) -> Turn:
     role, content = str(message["role"]), message.get("content")
     if role == "tool":
         return "user", f"<tool_response>\n{content}\n</tool_response>"
-    calls = message.get("tool_calls")
-    if not isinstance(calls, list):
+    calls = cast("list[dict[str, dict[str, str]]]", message.get("tool_calls", []))
+    if not calls:
         return role, str(content)
-    return role, "\n".join(_written(call) for call in calls)  # pyright: ignore[reportUnknownVariableType]
+    return role, "\n".join(_written(call["function"]) for call in calls)
 
 
-def _written(call: dict[str, dict[str, str]]) -> str:
-    function = call["function"]
+def _written(function: dict[str, str]) -> str:
     return call_text(function["name"], json.loads(function["arguments"]))
