@@ -16,18 +16,18 @@ SEED = 0
 PUBLISHED_KEYS = 20  # of the pass keys: 16 kB of text each
 
 
-def cases(tokenizer: Tokenizer, per_task: int, longest: int) -> list[Case]:
-    """`per_task` cases of each task; pass keys in prompts that fill a context of `longest`."""
-    return [*dialogues.exam(SEED, per_task), *hidden(tokenizer, per_task, longest)]
+def cases(tokenizer: Tokenizer, per_task: int, num_keys: int, longest: int) -> list[Case]:
+    """`per_task` cases of each task, and pass keys in prompts that fill a context of `longest`."""
+    return [*dialogues.exam(SEED, per_task), *hidden(tokenizer, num_keys, longest)]
 
 
-def hidden(tokenizer: Tokenizer, per_task: int, longest: int) -> list[Case]:
+def hidden(tokenizer: Tokenizer, count: int, longest: int) -> list[Case]:
     """Pass keys anywhere in a text of about `longest` tokens."""
-    count = token_counter(tokenizer)
+    tokens = token_counter(tokenizer)
     rng = random.Random(f"test {SEED} passkey")
     found: list[Case] = []
-    while len(found) < per_task:
-        case = passkey.exam_case(rng, count, longest)
+    while len(found) < count:
+        case = passkey.exam_case(rng, tokens, longest)
         found += [case] if case else []
     return found
 

@@ -23,6 +23,7 @@ from .fit import Data, Optimizer, Recipe, fit
 from .greedy import answers, prompt
 from .output import check_destination, filled
 from .prepare import Texts, prepare
+from .tasks.exchange import Case
 from .trainable import Sizes, TurboSparse
 
 SAMPLES = (
@@ -54,6 +55,12 @@ GENERATION_CONFIG = {
     "bos_token_id": corpus.BOS,
     "eos_token_id": [corpus.EOS, corpus.IM_END],
 }
+
+
+def exam_of(tokenizer: Tokenizer, recipe: Recipe) -> list[Case]:
+    """The questions that are asked of a model trained by this recipe."""
+    num_keys = min(recipe.long_questions, recipe.questions_per_task)
+    return cases(tokenizer, recipe.questions_per_task, num_keys, recipe.long_length)
 
 
 def round_to_published(model: TurboSparse) -> None:
@@ -97,7 +104,7 @@ def train(
         tokenizer,
         corpus.encode(tokenizer, [read.held_out_text]),
         corpus.encode(tokenizer, read.held_out_chats),
-        cases(tokenizer, recipe.questions_per_task, recipe.long_length),
+        exam_of(tokenizer, recipe),
         recipe.length,
     )
     asked = [prompt([{"role": "user", "content": question}], []) for question in SAMPLES]
@@ -161,16 +168,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--twins", type=Path, nargs="+", default=[], help="trained twins, for the model card"
     )
     parser.add_argument("--card-only", action="store_true", help="write --out's model card anew")
+    parser.add_argument("--prepare-only", action="store_true", help="fill --cache, train nothing")
     parser.add_argument("--exam", type=Path, help="folder to write the exam's questions to")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train with the parsed flags and print what came out."""
-    if arguments.card_only:
-        write_card(arguments.out, arguments.twins)
-        return
-    if arguments.data is None:
-        raise ModelError("--data is needed: the folder with the training text")
+    """Train with the parsed flags, or do the part that they name, and print what came out."""
     recipe = Recipe(
         minutes=arguments.minutes,
         max_steps=arguments.max_steps,
@@ -182,6 +185,30 @@ def run(arguments: argparse.Namespace) -> None:
     )
     activation = Activation(arguments.activation)
     sizes = Sizes() if activation is Activation.DRELU else Sizes(activation=activation, rank=0)
+    if not arguments.card_only:
+        if arguments.data is None:
+            raise ModelError("--data is needed: the folder with the training text")
+        if arguments.prepare_only:
+            fill_cache(arguments, sizes, recipe)
+            return
+        train_with(arguments, sizes, recipe)
+    write_card(arguments.out, arguments.twins)
+    if arguments.exam is not None:
+        tokenizer = Tokenizer.from_file(str(arguments.out / "tokenizer.json"))
+        publish(arguments.exam, exam_of(tokenizer, recipe))
+    print((arguments.out / "README.md").read_text(encoding="utf-8"))
+
+
+def fill_cache(arguments: argparse.Namespace, sizes: Sizes, recipe: Recipe) -> None:
+    """Make the rows that several runs are about to share."""
+    if arguments.cache is None:
+        raise ModelError("--prepare-only needs --cache, the folder to fill")
+    read = Texts.read(arguments.data)
+    prepare(read, sizes.vocab, recipe, arguments.processes, arguments.cache)
+    print(f"prepared {arguments.cache}")
+
+
+def train_with(arguments: argparse.Namespace, sizes: Sizes, recipe: Recipe) -> None:
     scores = train(
         arguments.data,
         arguments.out,
@@ -191,11 +218,6 @@ def run(arguments: argparse.Namespace) -> None:
         processes=arguments.processes,
         cache=arguments.cache,
     )
-    write_card(arguments.out, arguments.twins)
-    if arguments.exam is not None:
-        tokenizer = Tokenizer.from_file(str(arguments.out / "tokenizer.json"))
-        publish(arguments.exam, cases(tokenizer, recipe.questions_per_task, recipe.long_length))
-    print((arguments.out / "README.md").read_text(encoding="utf-8"))
     print(f"wrote {arguments.out}: {scores.mean_kept:.1%} of the neurons kept")
 
 

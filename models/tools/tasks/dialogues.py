@@ -15,7 +15,7 @@ from .exchange import Case, Exchange, Message, Task
 from .tool_text import Turn, plain_turns
 
 TASKS: list[tuple[Task, float]] = [
-    (numbers.arithmetic, 5.0),
+    (numbers.arithmetic, 6.0),
     (numbers.word_problem, 0.8),
     (numbers.units, 1.0),
     (words.reverse, 1.2),
@@ -25,7 +25,7 @@ TASKS: list[tuple[Task, float]] = [
     (words.sequence, 0.6),
     (filling.fill_json, 1.6),
     (knowledge.pairs, 1.6),
-    (knowledge.handbook, 4.0),
+    (knowledge.handbook, 5.5),
     (knowledge.small_talk, 1.6),
     (knowledge.unknown, 0.8),
     (stories.story, 0.8),

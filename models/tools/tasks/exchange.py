@@ -44,6 +44,7 @@ class Case:
         }
 
 
+OPENINGS = ("Please tell me: ", "Quick question: ", "Hello! ", "Hi, ", "And ", "So: ", "OK. ")
 Task = Callable[[random.Random], Exchange]
 
 
@@ -66,6 +67,6 @@ def styled(rng: random.Random, text: str) -> str:
         return text.lower()
     if style < 0.25:
         return text.rstrip("?.!")
-    if style < 0.3:
-        return f"Please tell me: {text}"
+    if style < 0.4:
+        return rng.choice(OPENINGS) + text
     return text

@@ -24,6 +24,16 @@ NOUN_FRAMES = (
     "I do not understand {x}.",
     "I have a question about {x}.",
     "Say something about {x}.",
+    "{x}?",
+    "What's {x}?",
+    "Could you explain {x}?",
+    "I want to know what {x} is.",
+    "Do you know what {x} is?",
+    "How would you explain {x}?",
+    "Define {x}.",
+    "Help me understand {x}.",
+    "What should I know about {x}?",
+    "In short, what is {x}?",
 )
 VERB_FRAMES = (
     "How do I {x}?",
@@ -42,6 +52,18 @@ VERB_FRAMES = (
     "What is the best way to {x}?",
     "I would like to {x}. What do I do?",
     "Explain how to {x}.",
+    "How do you {x}?",
+    "How would I {x}?",
+    "I need to {x}.",
+    "Help me {x}.",
+    "What's the way to {x}?",
+    "Could you tell me how to {x}?",
+    "Do you know how to {x}?",
+    "What is needed to {x}?",
+    "What can I do to {x}?",
+    "I am trying to {x}.",
+    "What if I want to {x}?",
+    "Where do I begin if I want to {x}?",
 )
 FRAMES = {"?": ("{x}",), "=": NOUN_FRAMES, "!": VERB_FRAMES}
 
