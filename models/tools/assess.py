@@ -52,16 +52,19 @@ def assess(
     chats: list[corpus.Encoded],
     cases: list[Case],
     length: int,
+    answer_tokens: int,
 ) -> Scores:
-    """Measure on held-out text in rows of `length` tokens, and by the exam's cases.
+    """Measure on held-out text in rows of `length` tokens, and by answers to the exam's cases.
 
     `model` should hold the weights as they are published.
     """
     model.eval()
     prose = _rows(texts, length)
     ids, weights = (torch.from_numpy(a) for a in corpus.pack(chats, length, 0))
-    accuracy = _accuracy(model, tokenizer, cases, masked=True)
-    no_mask = model.sizes.rank == 0  # then both are one function
+    accuracy = _accuracy(model, tokenizer, cases, answer_tokens, masked=True)
+    unmasked = accuracy  # without predictors both are one function
+    if model.sizes.rank:
+        unmasked = _accuracy(model, tokenizer, cases, answer_tokens, masked=False)
     return Scores(
         text_loss=_loss(model, *prose, masked=True),
         text_loss_unmasked=_loss(model, *prose, masked=False),
@@ -69,7 +72,7 @@ def assess(
         dialogue_loss_unmasked=_loss(model, ids, weights, masked=False),
         **_sparsity(model, ids),
         accuracy=accuracy,
-        accuracy_unmasked=accuracy if no_mask else _accuracy(model, tokenizer, cases, masked=False),
+        accuracy_unmasked=unmasked,
     )
 
 
@@ -128,11 +131,11 @@ def _share(mask: Tensor) -> float:
 
 
 def _accuracy(
-    model: TurboSparse, tokenizer: Tokenizer, cases: list[Case], *, masked: bool
+    model: TurboSparse, tokenizer: Tokenizer, cases: list[Case], max_tokens: int, *, masked: bool
 ) -> dict[str, float]:
     """Share of each task's cases whose greedy answer is right."""
     prompts = [prompt(case.messages, case.tools) for case in cases]
-    said = answers(model, tokenizer, prompts, masked=masked)
+    said = answers(model, tokenizer, prompts, masked=masked, max_tokens=max_tokens)
     right: dict[str, list[bool]] = {}
     for case, got in zip(cases, said, strict=True):
         right.setdefault(case.task, []).append(is_right(case.grade, case.expected, got))

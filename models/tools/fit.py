@@ -65,6 +65,7 @@ class Recipe:
     long_key_share: float = 0.6  # of the long rows
     questions_per_task: int = 300
     long_questions: int = 100  # the same, for pass keys
+    answer_tokens: int = 96
     seed: int = 0
 
 

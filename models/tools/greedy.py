@@ -30,7 +30,7 @@ def answers(
     prompts: list[str],
     *,
     masked: bool = True,
-    max_tokens: int = 96,
+    max_tokens: int,
 ) -> list[str]:
     """What the model says to each prompt, up to its end token, without special tokens."""
     encoded = [encoding.ids for encoding in tokenizer.encode_batch_fast(prompts)]

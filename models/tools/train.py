@@ -106,9 +106,10 @@ def train(
         corpus.encode(tokenizer, read.held_out_chats),
         exam_of(tokenizer, recipe),
         recipe.length,
+        recipe.answer_tokens,
     )
     asked = [prompt([{"role": "user", "content": question}], []) for question in SAMPLES]
-    said = answers(model, tokenizer, asked)
+    said = answers(model, tokenizer, asked, max_tokens=recipe.answer_tokens)
     print(f"assessed in {time.perf_counter() - started:.0f} s", flush=True)
     record = {
         "sizes": asdict(sizes) | {"activation": sizes.activation.value},

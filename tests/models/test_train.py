@@ -45,6 +45,7 @@ RECIPE = Recipe(
     short_keys=4,
     long_keys=4,
     questions_per_task=1,
+    answer_tokens=8,
     chat_share=0.25,
     text_share=0.25,
 )

@@ -15,18 +15,18 @@ from .exchange import Case, Exchange, Message, Task
 from .tool_text import Turn, plain_turns
 
 TASKS: list[tuple[Task, float]] = [
-    (numbers.arithmetic, 6.0),
+    (numbers.arithmetic, 8.0),
     (numbers.word_problem, 0.8),
     (numbers.units, 1.0),
-    (words.reverse, 1.2),
+    (words.reverse, 1.0),
     (words.sort, 1.6),
     (words.count, 0.4),
     (words.spell, 0.6),
     (words.sequence, 0.6),
-    (filling.fill_json, 1.6),
-    (knowledge.pairs, 1.6),
+    (filling.fill_json, 1.3),
+    (knowledge.pairs, 1.3),
     (knowledge.handbook, 5.5),
-    (knowledge.small_talk, 1.6),
+    (knowledge.small_talk, 1.2),
     (knowledge.unknown, 0.8),
     (stories.story, 0.8),
 ]
