@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from textwrap import fill
 
+from .fit import Recipe
 from .tasks.dialogues import UNSEEN
 
 SOURCES = (
@@ -111,10 +112,11 @@ def _shape(record: dict) -> str:
 
 
 def _command(record: dict) -> str:
-    recipe = record["recipe"]
+    recipe, limit = record["recipe"], Recipe().max_steps
+    steps = "" if recipe["max_steps"] == limit else f" --max-steps {recipe['max_steps']}"
     return (
         "turbosparse train --data DIR --out models/tiny "
-        f"--minutes {recipe['minutes']:g} --seed {recipe['seed']}"
+        f"--minutes {recipe['minutes']:g} --seed {recipe['seed']}{steps}"
     )
 
 
