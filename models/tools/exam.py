@@ -13,6 +13,7 @@ from .tasks import dialogues, passkey
 from .tasks.exchange import Case
 
 SEED = 0
+PUBLISHED = 100  # of each task
 PUBLISHED_KEYS = 20  # of the pass keys: 16 kB of text each
 
 
@@ -33,12 +34,15 @@ def hidden(tokenizer: Tokenizer, count: int, longest: int) -> list[Case]:
 
 
 def publish(folder: Path, asked: list[Case]) -> None:
-    """One file a task, a case a line, so that anyone can ask the same through a server."""
+    """One file a task, a case a line, so that anyone can ask the same through a server.
+
+    They are the first of those that were asked.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     by_task: dict[str, list[Case]] = {}
     for case in asked:
         by_task.setdefault(case.task, []).append(case)
     for task, of_task in by_task.items():
-        chosen = of_task[:PUBLISHED_KEYS] if task == "passkey" else of_task
+        chosen = of_task[: PUBLISHED_KEYS if task == "passkey" else PUBLISHED]
         lines = [json.dumps(case.as_json(), ensure_ascii=False) + "\n" for case in chosen]
         (folder / f"{task}.jsonl").write_text("".join(lines), encoding="utf-8")
