@@ -72,8 +72,10 @@ class MLP(nn.Module):
         share = (keep - soft).detach() + soft  # hard forward, soft backward
         weight = 1 + (positive_weight - 1) * truth
         imitation = F.binary_cross_entropy_with_logits(score, truth, weight)
-        size = value.float().abs()
-        lost = (size * (1 - keep)).sum() / size.detach().sum().clamp(min=1e-6)
+        # Learned by the predictor alone: values that are pressed towards zero where the mask drops
+        # them die everywhere.
+        size = value.detach().float().abs()
+        lost = (size * (1 - share)).sum() / size.sum().clamp(min=1e-6)
         through = share * masked + (1 - masked)
         return self.down_proj(value * through.to(value.dtype)), torch.stack(
             (imitation, share.mean(), lost)
