@@ -44,6 +44,7 @@ UNSEEN = (
 )  # fmt: skip
 INTRODUCED = 0.08  # share of the conversations
 WITH_TOOLS = 0.2
+DRAWS = 100  # for each case of the exam: one question in twenty is held out
 
 
 def task_name(task: Task) -> str:
@@ -99,19 +100,25 @@ def generate(seed: int, count: int) -> Iterator[list[Turn]]:
 
 
 def exam(seed: int, per_task: int) -> Iterator[Case]:
-    """`per_task` cases of every task with one right answer, but for the pass keys."""
+    """`per_task` cases of every task with one right answer, but for the pass keys.
+
+    No question is asked twice; a task that has fewer to ask has fewer cases.
+    """
     for task, _ in TASKS:
         if task is stories.story:
             continue
         rng = random.Random(f"test {seed} {task_name(task)}")
         only_held_out = task_name(task) in UNSEEN
-        found = 0
-        while found < per_task:
+        asked: set[str] = set()
+        for _ in range(DRAWS * per_task):
             exchange = task(rng)
-            if exchange.held_out or not only_held_out:
-                found += 1
-                asked = [calls.user(exchange.question)]
-                yield Case(task_name(task), asked, exchange.expected, exchange.grade)
+            is_wanted = exchange.held_out or not only_held_out
+            if len(asked) == per_task:
+                break
+            if is_wanted and exchange.question not in asked:
+                asked.add(exchange.question)
+                messages = [calls.user(exchange.question)]
+                yield Case(task_name(task), messages, exchange.expected, exchange.grade)
     rng = random.Random(f"test {seed} tools")
     found = 0
     while found < per_task:
