@@ -41,6 +41,7 @@ RECIPE = Recipe(
     # So that after 20 steps the FFN does something, and the mask keeps some and drops some.
     learning_rate=0.01,
     pressure=0.0,
+    mean_pressure=0.0,
     conversations=40,
     short_keys=4,
     long_keys=4,
