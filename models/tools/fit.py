@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .corpus import Encoded
+from .mlp import beyond
 from .trainable import TurboSparse
 
 
@@ -180,11 +181,6 @@ class Optimization:
             loss = self.step(i, 1.0, 1e-9).loss
         loss.item()
         return (time.perf_counter() - started) / every
-
-
-def beyond(share: Tensor, target: float) -> Tensor:
-    """The square of what exceeds the target."""
-    return (share - target).clamp(min=0).square()
 
 
 def optimizers(model: TurboSparse, recipe: Recipe) -> list[torch.optim.Optimizer]:

@@ -10,6 +10,11 @@ from torch import Tensor, nn
 from ..config import Activation
 
 
+def beyond(share: Tensor, target: float) -> Tensor:
+    """The square of what exceeds the target."""
+    return (share - target).clamp(min=0).square()
+
+
 class Predictor(nn.Module):
     """fc2(relu(fc1(residual))) in fp32: near zero a bf16 score would be a coin flip."""
 

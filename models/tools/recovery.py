@@ -173,8 +173,8 @@ class Recovery(Trainer):
             if self.teacher is not None:
                 logs |= {"divergence": losses[1].item()}
             logs |= {"imitation": statistics[:, 0].mean().item()}
-            logs |= {"density": statistics[:, 2].mean().item()}
-            logs |= {f"density/layer_{i:02}": s.item() for i, s in enumerate(statistics[:, 2])}
+            logs |= {"density": statistics[:, 1].mean().item()}
+            logs |= {f"density/layer_{i:02}": s.item() for i, s in enumerate(statistics[:, 1])}
         super().log(logs, start_time)
 
     def _save_checkpoint(self, *args, **kwargs) -> None:

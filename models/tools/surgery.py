@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..config import Activation, ModelError
-from .mlp import MLP, Predictor
+from .mlp import MLP, Predictor, beyond
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Cost(torch.autograd.Function):
 class FeedForward(nn.Module):
     """Stands in an MLP's place, and takes the residual: the norm before it is in here."""
 
-    statistics: Tensor  # [imitation, excess, kept share] of the last forward pass
+    statistics: Tensor  # [imitation, kept, lost] of the last forward pass
 
     def __init__(self, norm: nn.Module, mlp: MLP) -> None:
         super().__init__()
@@ -57,9 +57,10 @@ class FeedForward(nn.Module):
 
     def forward(self, residual: Tensor) -> Tensor:
         phase = self.phase
-        y, statistics = self.mlp(self.norm(residual), residual, phase.masked, phase.target)
+        y, statistics = self.mlp(self.norm(residual), residual, phase.masked)
         self.statistics = statistics.detach()
-        imitation, excess, _ = statistics.unbind()
+        imitation, kept, _ = statistics.unbind()
+        excess = beyond(kept, phase.target)
         return Cost.apply(y, phase.imitation * imitation + phase.pressure * excess)
 
 

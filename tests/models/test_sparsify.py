@@ -210,7 +210,11 @@ def test_the_layers_costs_join_the_loss(home, checkpointing):
         for layer in surgery.feed_forwards(want):
             layer.mlp.register_forward_hook(lambda _, __, out: costs.append(out[1]))
         loss = recovery.next_token_loss(want(input_ids=ids).logits, ids)
-        written_out = [phase.imitation * c[0] + phase.pressure * c[1] for c in costs]
+        written_out = [
+            phase.imitation * imitation + phase.pressure * (kept - phase.target) ** 2
+            for imitation, kept, _ in costs
+        ]
+        assert all(kept > phase.target for _, kept, _ in costs)
         (loss + sum(written_out)).backward()
         if checkpointing:
             surgery.checkpoint_activations(got)
