@@ -54,10 +54,16 @@ def check_attention(lengths, heads, kv_heads, dim, window, dtype=torch.float32, 
     close(v2, v)
 
 
-@pytest.mark.parametrize("window", [None, 20])
-@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(6, 2, 16), (4, 4, 8)])
-def test_attention(heads, kv_heads, dim, window):
-    check_attention([1, 17, 150], heads, kv_heads, dim, window)
+@pytest.mark.parametrize(
+    ("lengths", "heads", "kv_heads", "dim", "window"),
+    [
+        ([1, 17, 150], 6, 2, 16, None),
+        ([1, 150], 6, 2, 16, 20),
+        ([17, 70], 5, 5, 8, None),  # more programs than run at once
+    ],
+)
+def test_attention(lengths, heads, kv_heads, dim, window):
+    check_attention(lengths, heads, kv_heads, dim, window)
 
 
 def test_many_blocks_of_one_share():

@@ -49,6 +49,7 @@ def assert_same(one: Path, other: Path) -> None:
         torch.testing.assert_close(got[name], want[name], atol=1e-4, rtol=0, msg=name)
 
 
+@pytest.mark.slow
 def test_sharded_processes_make_what_one_process_makes(home, tmp_path):
     finish(start(home, tmp_path / "out", "--fsdp", "--gradient-checkpointing"))
     assert_same(home / "one", tmp_path / "out")
