@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from ..config import Activation
 
+IMITATION, KEPT, LOST = range(3)  # of what a layer tells beside its output
+
 
 def beyond(share: Tensor, target: float) -> Tensor:
     """The square of what exceeds the target."""

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from ..config import ModelError
 from .mix import Rows
+from .mlp import IMITATION, KEPT
 from .plan import Plan
 from .surgery import Phase, enter, feed_forwards
 
@@ -172,9 +173,9 @@ class Recovery(Trainer):
             logs |= {"task_loss": losses[0].item()}
             if self.teacher is not None:
                 logs |= {"divergence": losses[1].item()}
-            logs |= {"imitation": statistics[:, 0].mean().item()}
-            logs |= {"density": statistics[:, 1].mean().item()}
-            logs |= {f"density/layer_{i:02}": s.item() for i, s in enumerate(statistics[:, 1])}
+            logs |= {"imitation": statistics[:, IMITATION].mean().item()}
+            logs |= {"density": statistics[:, KEPT].mean().item()}
+            logs |= {f"density/layer_{i:02}": s.item() for i, s in enumerate(statistics[:, KEPT])}
         super().log(logs, start_time)
 
     def _save_checkpoint(self, *args, **kwargs) -> None:

@@ -18,6 +18,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from ..config import Activation
 from ..fields import read_object
+from .mlp import KEPT
 from .output import write_json
 from .recovery import POSITION, Recovery, next_token_loss
 from .surgery import Phase, activate, enter, feed_forwards
@@ -43,7 +44,7 @@ def measure(
     for row in rows:
         ids = torch.tensor([row], device=device)
         losses.append(next_token_loss(model(input_ids=ids).logits, ids).double())
-        kept.append(torch.stack([layer.statistics[2] for layer in feed_forwards(model)]))
+        kept.append(torch.stack([layer.statistics[KEPT] for layer in feed_forwards(model)]))
     model.train(was_training)
     return Measured(torch.stack(losses).mean().item(), tuple(torch.stack(kept).mean(0).tolist()))
 
