@@ -22,6 +22,7 @@ LANES = 16  # floats: one AVX-512 register, two AVX2 ones, four of NEON
 WIDE_REGISTERS = bool(binding.get_host_cpu_features().get("avx512f"))
 VECTOR = ir.VectorType(ir.FloatType(), LANES)
 NOTHING = ir.Constant(VECTOR, [0.0] * LANES)
+WORDS = ir.VectorType(ir.IntType(32), LANES)
 INT, BYTES = ir.IntType(64), ir.IntType(8).as_pointer()
 
 
@@ -126,6 +127,52 @@ def row_sum(num_rows: int) -> Any:
         return types.void(total, weights, table, rows, low), generate
 
     return add_rows
+
+
+def unpacking(bits: int) -> Any:
+    """An op: `op(words, units, out)` writes the row that words [bits, W] int32 and units [W] stand
+    for to out [32 * W], as `reference.unpack` has them; all C-contiguous.
+
+    numba would do it in 64 bits, and not in vectors.
+    """
+    per_word, ones = 32 // bits, (1 << bits) - 1
+
+    def number(emit: Any, words: list[Any], slot: int) -> Any:
+        builder = emit.builder
+
+        def part(word: Any, shift: int, ones: int) -> Any:
+            shifted = builder.lshr(word, ir.Constant(WORDS, [shift] * LANES))
+            return builder.and_(shifted, ir.Constant(WORDS, [ones] * LANES))
+
+        if slot < bits * per_word:
+            return part(words[slot // per_word], slot % per_word * bits, ones)
+        high = builder.shl(part(words[1], slot, 1), ir.Constant(WORDS, [2] * LANES))
+        return builder.or_(part(words[2 * slot - 60], 30, 3), high)
+
+    @intrinsic
+    def unpack(typing: Any, words: Any, units: Any, out: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> None:
+            emit = _Emitter(context, builder, signature.args, args)
+            words, units, out = (emit.array(n) for n in range(3))
+            middle = ir.Constant(VECTOR, [ones / 2] * LANES)
+            rows = [
+                emit.row(out, INT(0), builder.mul(INT(slot), words.length)) for slot in range(32)
+            ]
+            sources = [emit.row(words, INT(p)) for p in range(bits)]
+
+            def spread(k: Any, mask: Any) -> None:
+                found = [builder.bitcast(emit.load(row, k, mask), WORDS) for row in sources]
+                unit = emit.load(units.data, k, mask)
+                for slot, row in enumerate(rows):
+                    value = builder.sitofp(number(emit, found, slot), VECTOR)
+                    value = builder.fmul(builder.fsub(value, middle), unit)
+                    emit.store(value, row, k, mask)
+
+            emit.over(words.length, spread)
+
+        return types.void(words, units, out), generate
+
+    return unpack
 
 
 @njit

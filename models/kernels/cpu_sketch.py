@@ -8,7 +8,9 @@ from numba import njit, prange
 
 from .cpu_jit import bools, floats, ints, kernel
 from .cpu_matmul import ROWS, multiply
+from .cpu_simd import unpacking
 
+_unpack_3, _unpack_4 = unpacking(3), unpacking(4)
 TOGETHER = 4  # neurons that are unpacked before they are multiplied: they stay in the cache
 
 
@@ -33,11 +35,16 @@ def _sketch(x, codes, scales, thresholds, mask):
         end = min(num_neurons, begin + ROWS)
         rows = np.empty((TOGETHER * num_rows, x.shape[1]), np.float32)
         scores = np.empty((num_tokens, TOGETHER * num_rows), np.float32)
+        units = np.empty(codes.shape[3], np.float32)
         for first in range(begin, end, TOGETHER):
             count = min(TOGETHER, end - first)
             for i in range(count * num_rows):
                 n, r = first + i // num_rows, i % num_rows
-                _unpack(codes[n, r], scales[n, r], rows[i])
+                _repeat(scales[n, r], units)
+                if codes.shape[2] == 3:
+                    _unpack_3(codes[n, r], units, rows[i])
+                else:
+                    _unpack_4(codes[n, r], units, rows[i])
             multiply(x, rows, 0, count * num_rows, scores, 0)
             for t in range(num_tokens):
                 threshold = thresholds[t % len(thresholds), 0]
@@ -49,24 +56,9 @@ def _sketch(x, codes, scales, thresholds, mask):
 
 
 @njit
-def _unpack(words, scales, out):
-    """words [bits, W], scales [groups] -> out [32 * W]."""
-    bits, width = words.shape
-    units = np.empty(width, np.float32)
+def _repeat(scales, units):
+    """Each place's scale."""
+    each = len(units) // len(scales)
     for g in range(len(scales)):
-        units[g * width // len(scales) : (g + 1) * width // len(scales)] = scales[g]
-    per_word, middle = 32 // bits, np.float32((1 << bits) - 1) / np.float32(2)
-    for p in range(bits):
-        word = words[p]
-        for s in range(per_word):
-            slot = p * per_word + s
-            row, shift = out[slot * width : (slot + 1) * width], np.int32(s * bits)
-            for j in range(width):
-                number = (word[j] >> shift) & np.int32((1 << bits) - 1)
-                row[j] = (np.float32(number) - middle) * units[j]
-    if bits == 3:
-        for slot in (30, 31):
-            row, word = out[slot * width : (slot + 1) * width], words[2 * slot - 60]
-            for j in range(width):
-                low, high = (word[j] >> 30) & 3, (words[1, j] >> slot) & 1
-                row[j] = (np.float32(low | high << 2) - middle) * units[j]
+        for i in range(each):  # a slice for each group takes longer than all the rest
+            units[g * each + i] = scales[g]
