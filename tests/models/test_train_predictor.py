@@ -19,7 +19,7 @@ from turbosparse.models.tools import imitation, train_predictor
 from turbosparse.models.tools.imitation import Recipe
 from turbosparse.server import cli
 
-RECIPE = Recipe(rank=16, epochs=4, batch=64, learning_rate=5e-3, recall=0.9)
+RECIPE = Recipe(rank=16, epochs=6, batch=64, learning_rate=5e-3, recall=0.9)
 CPU = torch.device("cpu")
 
 
@@ -73,7 +73,7 @@ def test_training_beats_no_training(model, text, tmp_path):
     for epochs in (1, RECIPE.epochs):
         rate = RECIPE.learning_rate if epochs > 1 else 1e-9
         recipe = replace(RECIPE, epochs=epochs, learning_rate=rate)
-        make(model, text, tmp_path / str(epochs), recipe, num_tokens=1500)
+        make(model, text, tmp_path / str(epochs), recipe)
         kept[epochs] = shares(read(model, predictors=tmp_path / str(epochs)))[1]
     assert kept[RECIPE.epochs] < kept[1] - 0.2
 
