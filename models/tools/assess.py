@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from . import corpus
-from .grading import is_right
+from .grading import is_right, read
 from .greedy import answers, prompt
 from .tasks.exchange import Case
 from .trainable import TurboSparse
@@ -138,5 +138,5 @@ def _accuracy(
     said = answers(model, tokenizer, prompts, masked=masked, max_tokens=max_tokens)
     right: dict[str, list[bool]] = {}
     for case, got in zip(cases, said, strict=True):
-        right.setdefault(case.task, []).append(is_right(case.grade, case.expected, got))
+        right.setdefault(case.task, []).append(is_right(case.grade, case.expected, read(got)))
     return {task: sum(hits) / len(hits) for task, hits in right.items()}

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -18,13 +16,13 @@ import httpx
 
 from ...models.fields import Json, is_list, is_object
 from ...models.progress import bar
+from ...models.tools.grading import GRADES, Said, is_right, parsed
 from ..flags import SettingsError
 from .client import ClientError
 
 CONCURRENCY = 16
 MAX_TOKENS = 256
 NUM_MISTAKES = 5  # of each task that are kept
-NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +138,7 @@ async def _answer(http: httpx.AsyncClient, question: Question, fields: Json) -> 
 
 def _count(score: TaskScore, question: Question, answer: Json) -> None:
     score.asked += 1
-    if GRADES[question.grade](question.expected, answer):
+    if is_right(question.grade, question.expected, said_in(answer)):
         score.right += 1
     elif len(score.mistakes) < NUM_MISTAKES:
         asked = question.messages[-1].get("content")
@@ -148,49 +146,11 @@ def _count(score: TaskScore, question: Question, answer: Json) -> None:
         score.mistakes.append({"asked": asked, "expected": question.expected, "said": said})
 
 
-def _text(answer: Json) -> str:
-    return str(answer.get("content") or "")
-
-
-def _contains(expected: str, answer: Json) -> bool:
-    return expected.lower() in _text(answer).lower()
-
-
-def _is_exactly(expected: str, answer: Json) -> bool:
-    return _text(answer).strip() == expected.strip()
-
-
-def _ends_with_number(expected: str, answer: Json) -> bool:
-    """The last number of the answer: what comes before it may be working."""
-    numbers = NUMBER.findall(_text(answer))
-    value, wanted = (float(text.replace(",", "")) for text in ((numbers or ["nan"])[-1], expected))
-    return math.isclose(value, wanted)
-
-
-def _is_json(expected: str, answer: Json) -> bool:
-    try:
-        return json.loads(_text(answer)) == json.loads(expected)
-    except ValueError:
-        return False
-
-
-def _calls(expected: str, answer: Json) -> bool:
-    """One call, with this name and these arguments: `{"name": ..., "arguments": {...}}`."""
-    calls = cast("list[Json]", answer.get("tool_calls") or [])
-    if len(calls) != 1:
-        return False
-    called = cast("Json", calls[0]["function"])
-    try:
-        arguments: object = json.loads(str(called["arguments"]))
-    except ValueError:
-        return False
-    return {"name": called["name"], "arguments": arguments} == json.loads(expected)
-
-
-GRADES: dict[str, Callable[[str, Json], bool]] = {
-    "contains": _contains,
-    "exact": _is_exactly,
-    "number": _ends_with_number,
-    "json": _is_json,
-    "tool_call": _calls,
-}
+def said_in(answer: Json) -> Said:
+    """The assistant's message for the grader."""
+    called = [
+        cast("Json", call["function"])
+        for call in cast("list[Json]", answer.get("tool_calls") or [])
+    ]
+    calls = [{"name": f["name"], "arguments": parsed(str(f["arguments"]))} for f in called]
+    return Said(str(answer.get("content") or ""), tuple(calls))

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 import turbosparse
 from turbosparse.models.tools import exam, grading, greedy
 from turbosparse.models.tools.tasks import calls, dialogues, functions, passkey
-from turbosparse.models.tools.tasks.exchange import GRADES, Case
+from turbosparse.models.tools.tasks.exchange import Case
 from turbosparse.models.tools.tasks.handbook import HANDBOOK
 from turbosparse.models.tools.tasks.tool_text import plain_turns
 from turbosparse.server.chat_template import ChatTemplate
@@ -42,6 +42,10 @@ def drawn(name: str, count: int = 300):
     return [TASKS[name](rng) for _ in range(count)]
 
 
+def right(grade: str, expected: str, text: str) -> bool:
+    return grading.is_right(grade, expected, grading.read(text))
+
+
 def words_of(question: str) -> list[str]:
     return re.findall(r"[a-z]+", question.rpartition(":")[2])
 
@@ -53,8 +57,8 @@ def count_words(texts):
 @pytest.mark.parametrize("name", TASKS)
 def test_every_taught_answer_passes_its_own_exam(name):
     for exchange in drawn(name):
-        assert exchange.grade in GRADES
-        assert grading.is_right(exchange.grade, exchange.expected, exchange.answer), exchange
+        assert exchange.grade in grading.GRADES
+        assert right(exchange.grade, exchange.expected, exchange.answer), exchange
         assert name == "fill_json" or "{" not in exchange.question + exchange.answer
 
 
@@ -87,17 +91,17 @@ def test_units_are_right():
 
 
 @pytest.mark.parametrize(
-    ("name", "right"),
+    ("name", "answer"),
     [
         ("reverse", lambda words: ", ".join(words[::-1])),
         ("sort", lambda words: ", ".join(sorted(words))),
         ("count", lambda words: str(len(words))),
     ],
 )
-def test_lists_of_words_are_right(name, right):
+def test_lists_of_words_are_right(name, answer):
     for exchange in drawn(name):
         words = words_of(exchange.question)
-        assert exchange.expected == right(words), exchange
+        assert exchange.expected == answer(words), exchange
 
 
 def test_json_holds_what_the_sentence_says():
@@ -229,11 +233,11 @@ def test_a_call_that_is_taught_is_one_that_the_server_reads():
         assert call.name == request.name
         assert json.loads(call.arguments) == request.arguments
         expected = json.dumps({"name": request.name, "arguments": request.arguments})
-        assert grading.is_right("tool_call", expected, text)
+        assert right("tool_call", expected, text)
 
 
 @pytest.mark.parametrize(
-    ("grade", "expected", "right", "wrong"),
+    ("grade", "expected", "good", "bad"),
     [
         ("contains", "Paris", "It is paris.", "It is Rome."),
         ("number", "12", "5 + 7 = 12", "12 - 5 = 7"),
@@ -251,14 +255,9 @@ def test_a_call_that_is_taught_is_one_that_the_server_reads():
         ("contains", "Paris", "Paris", '<tool_call>\n{"name": "Paris"}\n</tool_call>'),
     ],
 )
-def test_grades(grade, expected, right, wrong):
-    assert grading.is_right(grade, expected, right)
-    assert not grading.is_right(grade, expected, wrong)
-
-
-def test_an_unknown_grade_is_an_error():
-    with pytest.raises(ValueError, match=r"grade must be one of .*'close'"):
-        grading.is_right("close", "a", "a")
+def test_grades(grade, expected, good, bad):
+    assert right(grade, expected, good)
+    assert not right(grade, expected, bad)
 
 
 def test_the_exam_is_published_a_case_a_line(tmp_path):

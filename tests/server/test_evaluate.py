@@ -13,10 +13,11 @@ import torch
 from test_examples import environment
 
 from turbosparse.models.tools import evaluation, report, verdict
+from turbosparse.models.tools.grading import is_right
 from turbosparse.models.tools.shapes import Shape
 from turbosparse.models.tools.synthetic import make
 from turbosparse.server.cli import main
-from turbosparse.server.commands.exam import GRADES
+from turbosparse.server.commands.exam import said_in
 from turbosparse.server.commands.lm_eval import read_results
 
 SHAPE = Shape(hidden=64, layers=2, neurons=128, vocab=300, heads=2, kv_heads=1, positions=128)
@@ -255,7 +256,7 @@ def test_an_exam_is_asked_of_a_server_in_every_function_that_it_computes(server,
     ],
 )
 def test_an_answer_is_graded(grade, expected, content, right):
-    assert GRADES[grade](expected, {"content": content}) is right
+    assert is_right(grade, expected, said_in({"content": content})) is right
 
 
 @pytest.mark.parametrize(
@@ -270,8 +271,9 @@ def test_an_answer_is_graded(grade, expected, content, right):
 def test_a_call_is_graded_by_name_and_arguments(call, right):
     expected = '{"name": "f", "arguments": {"x": 1, "y": 2}}'
     answer = {"content": None, "tool_calls": [{"function": call}]}
-    assert GRADES["tool_call"](expected, answer) is right
-    assert not GRADES["tool_call"](expected, {"tool_calls": [{"function": call}] * 2})
+    assert is_right("tool_call", expected, said_in(answer)) is right
+    twice = said_in({"tool_calls": [{"function": call}] * 2})
+    assert not is_right("tool_call", expected, twice)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 Message = dict[str, object]  # as OpenAI's API has it: role, content, perhaps tool_calls
 Tool = dict[str, object]
 HELD_OUT_SHARE = 20  # one combination of operands in so many is never trained on
-GRADES = ("contains", "number", "json", "tool_call", "exact")
 
 
 @dataclass(frozen=True, slots=True)
