@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .gpu_join import write
+from .gpu_join import take, write
 from .gpu_launch import counters, multiprocessors, overlap
 from .sizes import power_of_two
 
@@ -145,21 +145,6 @@ def _block(
 
 
 @triton.jit
-def _attend(q1, q2, k1, k2, v, seen, scale, best, weight, acc):
-    """One block more in a running softmax, in powers of two."""
-    scores = tl.dot(q1, tl.trans(k1), input_precision="ieee")
-    scores = tl.dot(q2, tl.trans(k2), scores, input_precision="ieee") * scale
-    scores = tl.where(seen[None, :], scores, float("-inf"))
-    new_best = tl.maximum(best, tl.max(scores, 1))
-    safe = tl.where(new_best == float("-inf"), 0.0, new_best)
-    p = tl.exp2(scores - safe[:, None])
-    shrink = tl.exp2(best - safe)
-    weight = weight * shrink + tl.sum(p, 1)
-    acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
-    return new_best, weight, acc
-
-
-@triton.jit
 def _store_own(
     source,
     k_ptr,
@@ -276,7 +261,9 @@ def decode_kernel(
             if PDL:
                 gdc_wait()
             q1, q2 = _rotated(queries, half, whole_q, cos[None, :], sin[None, :])
-        best, weight, acc = _attend(q1, q2, k1, k2, v, seen, scale, best, weight, acc)
+        scores = tl.dot(q1, tl.trans(k1), input_precision="ieee")
+        scores = tl.dot(q2, tl.trans(k2), scores, input_precision="ieee") * scale
+        best, weight, acc = take(scores, seen, v, best, weight, acc)
     if EARLY:
         if PDL:
             gdc_wait()  # for who had no block

@@ -9,7 +9,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .gpu_attention import BLOCK, LOG2_E, STAGES, num_splits_for
-from .gpu_join import write
+from .gpu_join import take, write
 from .gpu_launch import counters, overlap
 from .sizes import power_of_two
 
@@ -85,14 +85,7 @@ def chosen_kernel(
         k = tl.load(k_ptr + place, mask=whole, other=0.0)
         v = tl.load(v_ptr + place, mask=whole, other=0.0)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        scores = tl.where(seen[None, :], scores, float("-inf"))
-        new_best = tl.maximum(best, tl.max(scores, 1))
-        safe = tl.where(new_best == float("-inf"), 0.0, new_best)
-        p = tl.exp2(scores - safe[:, None])
-        shrink = tl.exp2(best - safe)
-        weight = weight * shrink + tl.sum(p, 1)
-        acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
-        best = new_best
+        best, weight, acc = take(scores, seen, v, best, weight, acc)
 
     write(
         out_ptr, partial_ptr, sums_ptr, counter_ptr, row, split, best, weight, acc,

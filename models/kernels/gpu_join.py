@@ -1,8 +1,23 @@
 # pyright: basic, reportMissingImports=false, reportGeneralTypeIssues=false
-"""Triton: the shares of a context, attended by several programs, joined by the last of them."""
+"""Triton: a softmax over blocks of positions, and the shares of a context, attended by several
+programs, joined by the last of them."""
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def take(scores, seen, v, best, weight, acc):
+    """One block more in a running softmax, in powers of two: scores [GROUP, BLOCK], seen [BLOCK],
+    values v [BLOCK, DIM]."""
+    scores = tl.where(seen[None, :], scores, float("-inf"))
+    new_best = tl.maximum(best, tl.max(scores, 1))
+    safe = tl.where(new_best == float("-inf"), 0.0, new_best)
+    p = tl.exp2(scores - safe[:, None])
+    shrink = tl.exp2(best - safe)
+    weight = weight * shrink + tl.sum(p, 1)
+    acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
+    return new_best, weight, acc
 
 
 @triton.jit
