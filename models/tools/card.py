@@ -130,7 +130,8 @@ def _training(record: dict) -> str:
         "learned to imitate what dReLU leaves; then the mask stood in the forward pass, in the end "
         f"in {recipe['masked_share']:.0%} of the rows, and was learned through by a "
         "straight-through estimator, with a pressure against keeping more than "
-        f"{recipe['target']:.0%} of a layer's neurons, and one against dropping activations."
+        f"{recipe['target']:.0%} of a layer's neurons or {recipe['mean_target']:.1%} of all, and "
+        "one against dropping activations."
     )
 
 

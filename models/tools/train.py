@@ -54,6 +54,9 @@ TOKENIZER_CONFIG = {
 GENERATION_CONFIG = {
     "bos_token_id": corpus.BOS,
     "eos_token_id": [corpus.EOS, corpus.IM_END],
+    # Greedy where a request does not say otherwise, as the published checkpoints have it.
+    "do_sample": True,
+    "temperature": 0.0,
 }
 
 

@@ -119,7 +119,7 @@ def test_its_predictors_find_active_neurons(model, tokenizer):
 def test_it_computes_what_its_trainer_computed(model, tokenizer, mode):
     """The trainer's forward is plain torch. Where a predictor's score is next to zero rounding
     decides, so only the tokens before the first such score are compared. The weights are fixed,
-    hence so is that place: token 47 of 72.
+    hence so is that place: after the last token, for scores within 5e-6 (the two differ by 1e-6).
     """
     trainer = TurboSparse(SIZES).eval()
     weights = load_file(TINY / "model.safetensors")
@@ -129,7 +129,7 @@ def test_it_computes_what_its_trainer_computed(model, tokenizer, mode):
         layer.mlp.predictor.register_forward_hook(lambda _, __, score: scores.append(score[0]))
     ids = tokenizer.encode(render(CHAT)).ids
     want = trainer(torch.tensor([ids]))[0][0]
-    near = (torch.stack(scores).abs() < 2e-5).any(2).any(0)  # [layers, T, N] -> [T]
+    near = (torch.stack(scores).abs() < 5e-6).any(2).any(0)  # [layers, T, N] -> [T]
     clear = int(near.int().argmax()) if near.any() else len(ids)
     assert clear > 40
     got = logits_of(model.decoder, ids, mode)
