@@ -97,6 +97,13 @@ class AttentionInfo:
     beyond: int  # shorter contexts are read in full
     gates: str | None = None  # what the trained gates were measured to do
 
+    def reads_in_full(self, budget: int, share: float) -> int:
+        """Up to which context a request of this budget and share reads all of it, in tokens.
+
+        As many pages as the budget takes are all there are: nothing needs to be chosen yet.
+        """
+        return self.beyond if share < 1 else max(self.beyond, budget)
+
 
 @dataclass(frozen=True, slots=True)
 class StepStats:

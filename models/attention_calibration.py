@@ -25,15 +25,28 @@ Seconds = dict[int, tuple[float, float]]  # by context: reading all of it, and c
 def full_up_to(
     decoder: Decoder, caches: list[LayerCache], budget: int, max_context: int, *, graphs: bool
 ) -> int:
-    """The longest context that is read as fast in full as by a budget; both in tokens."""
+    """The longest context that is to be read in full, in tokens as the budget: beyond it choosing
+    was found to be faster."""
     return crossover(_measure(decoder, caches, budget, max_context, graphs), budget, max_context)
 
 
 def crossover(seconds: Seconds, budget: int, max_context: int) -> int:
-    """The largest measured context at which choosing is not faster; the budget if it always is."""
+    """One less than the first measured context from which on choosing is always faster.
+
+    What lies between that and the last one where it is not may be either: it is read in full.
+    """
     slower = [context for context, (full, chosen) in seconds.items() if chosen >= full]
-    found = max(slower, default=budget)
-    return max_context if seconds and found == max(seconds) else found
+    faster = [context for context in seconds if context > max(slower, default=0)]
+    if not seconds:
+        return budget
+    return min(faster) - 1 if faster else max_context
+
+
+def _contexts(budget: int, longest: int) -> list[int]:
+    """Beyond the budget, each half as long again or a third longer than the one before."""
+    doubled = [budget << i for i in range(20)]
+    found = {context for n in doubled for context in (n, n + n // 2)}
+    return [*sorted(n for n in found if budget < n < longest), longest]
 
 
 def _measure(
@@ -41,7 +54,6 @@ def _measure(
 ) -> Seconds:
     page_size = caches[0].k.shape[2]
     longest = min(max_context, caches[0].k.shape[0] * page_size)
-    contexts = [c for c in (budget << i for i in range(1, 20)) if c < longest]
     for cache in caches[:LAYERS]:  # what has never been written may be no number
         for part in (cache.k, cache.v, cache.summary):
             if part is not None:
@@ -50,7 +62,7 @@ def _measure(
     width, num_pages = -(-max_context // page_size), caches[0].k.shape[0]
     table = torch.arange(width, dtype=torch.int32, device=decoder.embedding.device) % num_pages
     seconds: Seconds = {}
-    for context in [*contexts, longest]:
+    for context in _contexts(budget, longest):
         batch = _token(context, table[None])
         budgets = _budget(-(-budget // page_size), decoder.embedding.device)
         clocks = {

@@ -23,8 +23,7 @@ def page_choice(sparsity: Sparsity | None, info: EngineInfo) -> PageChoice | Non
     offered = info.attention
     assert offered is not None
     budget, share = _budget(asked, offered, info), asked.page_share or offered.share
-    # As many pages as the budget takes are all there are: nothing needs to be chosen yet.
-    beyond = offered.beyond if share < 1 else max(offered.beyond, budget)
+    beyond = offered.reads_in_full(budget, share)
     return PageChoice(budget, share, gated=mode == "gate", beyond=beyond)
 
 
