@@ -7,20 +7,26 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
+from turbosparse.engine import kv_cache
 from turbosparse.engine.graphs import DecodeGraphs, can_capture
 from turbosparse.models.attention import LayerCache
-from turbosparse.models.batch import FfnMode, ForwardBatch
+from turbosparse.models.batch import FfnMode, ForwardBatch, PageBudgets
 from turbosparse.models.decoder import Decoder
+from turbosparse.models.kernels import reference
 from turbosparse.models.layers import Norm
 from turbosparse.models.random_weights import blocks
 from turbosparse.models.sequence import random_ids
+from turbosparse.models.sparsity.blocks import Gate
 from turbosparse.models.sparsity.ffn import SparseFFN
+from turbosparse.models.sparsity.gates import attention_of
 from turbosparse.models.sparsity.policy import FfnPolicy
 
 PAGE_SIZE = 16  # the engine's
@@ -34,50 +40,76 @@ class Seen:
     tokens: int  # pairs of a token and an FFN
     active: float  # mean share of the neurons that a token keeps
     union: float  # share of those FFNs' neurons that any token keeps
-    neuron_bytes: float  # of those FFNs, all neurons
+    neuron_bytes: float  # of those FFNs, all neurons, but for gates that choose
     union_bytes: float  # of those FFNs, the neurons that any token keeps
-    predictor_bytes: float
+    predictor_bytes: float  # of what chooses: predictors, or the gates where there are none
 
 
 class Step:
-    """`size` requests of `context` tokens each, over random K and V."""
+    """`size` requests of up to `context` tokens each, over random K and V.
 
-    def __init__(self, decoder: Decoder, size: int, context: int) -> None:
+    With `summaries` of the pages, as a server keeps them that offers page budgets, a step may read
+    a budget of them. Memory is the pages' own and what one layer's summaries take.
+    """
+
+    def __init__(
+        self, decoder: Decoder, size: int, context: int, *, summaries: bool = False
+    ) -> None:
         self.decoder, self.size, self.context = decoder, size, context
         width = -(-context // PAGE_SIZE)
-        self.caches = caches(decoder, size * width)
+        self.caches = caches(decoder, size * width, summaries=summaries)
         for cache in self.caches:
-            cache.k.normal_()
-            cache.v.normal_()
+            _fill(cache)
         tables = torch.randperm(size * width).view(size, width).int()
-        tables = tables.to(decoder.embedding.device)
-        ids = random_ids(decoder, size)
-        self.batch = decode_batch(ids, context - 1, tables, FfnMode.DENSE)
+        self.tables = tables.to(decoder.embedding.device)
+        self.ids = random_ids(decoder, size)
 
-    def runner(self, mode: FfnMode) -> Callable[[], Tensor]:
-        """A function that runs the step in this mode and returns its logits [size, vocab]."""
-        batch = replace(self.batch, ffn_mode=mode)
+    def batch(
+        self, mode: FfnMode, budget: int | None = None, context: int | None = None
+    ) -> ForwardBatch:
+        """One token a request at the end of `context`, the longest by default, that reads a budget
+        of tokens or, None, all of them."""
+        batch = decode_batch(self.ids, (context or self.context) - 1, self.tables, mode)
+        return batch if budget is None else replace(batch, budgets=self._budgets(budget))
+
+    def _budgets(self, budget: int) -> PageBudgets:
+        ones = torch.ones(self.size, device=self.tables.device)
+        gate = attention_of(self.decoder.layers[0]).gate
+        pages = (-(-budget // PAGE_SIZE) * ones).int()
+        return PageBudgets(pages, ones, ones * (gate is not None))
+
+    def model(self, mode: FfnMode, *, summaries: bool) -> Callable[[ForwardBatch], Tensor]:
+        """A function that runs such a batch and returns its logits [size, vocab], with page
+        summaries kept up or without."""
+        kept = self.caches
+        if not summaries:
+            kept = [replace(cache, summary=None) for cache in kept]
         if not can_capture(self.decoder):
-            return lambda: self.decoder(batch, self.caches)
+            return lambda batch: self.decoder(batch, kept)
         graphs = DecodeGraphs(
             self.decoder,
-            self.caches,
+            kept,
             FfnPolicy.always(mode),
             max_tokens=self.size,
-            max_pages=batch.page_tables.shape[1],
+            max_pages=self.tables.shape[1],
         )
         graphs.capture(only=self.size)
 
-        def run() -> Tensor:
+        def run(batch: ForwardBatch) -> Tensor:
             logits = graphs.run(batch)
             assert logits is not None, f"no graph for {self.size} tokens"
             return logits
 
         return run
 
-    def seconds(self, mode: FfnMode) -> float:
+    def runner(self, mode: FfnMode, budget: int | None = None) -> Callable[[], Tensor]:
+        """A function that runs the step in this mode and returns its logits [size, vocab]."""
+        model, batch = self.model(mode, summaries=budget is not None), self.batch(mode, budget)
+        return lambda: model(batch)
+
+    def seconds(self, mode: FfnMode, budget: int | None = None) -> float:
         """Median time of a step, one after the other as fast as they go."""
-        return median_seconds(self.runner(mode), self.decoder.embedding.device)
+        return median_seconds(self.runner(mode, budget), self.decoder.embedding.device)
 
     def look(self) -> Seen:
         """Run it once, looking at every FFN's tokens and masks."""
@@ -91,7 +123,7 @@ class Step:
         ffns = [layer.get_submodule("ffn") for layer in self.decoder.layers]
         hooks = [ffn.register_forward_pre_hook(before) for ffn in ffns]
         try:
-            self.decoder(self.batch, self.caches)
+            self.decoder(self.batch(FfnMode.DENSE), self.caches)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -103,9 +135,10 @@ class Step:
             predictor_bytes,
         )  # fmt: skip
 
-    def bytes(self, seen: Seen, *, skips: bool) -> float:
+    def bytes(self, seen: Seen, *, skips: bool, budget: int | None = None) -> float:
         """What the step must read: weights once, of the neurons the union if it skips the others,
-        every K and V, and of the embeddings a row a token."""
+        every K and V, or every summary and those of the budget, and of the embeddings a row a
+        token."""
         decoder = self.decoder
         other = sum(
             _bytes(parameter)
@@ -114,17 +147,44 @@ class Step:
         )
         if decoder.lm_head is None:
             other += _bytes(decoder.embedding)
-        width = decoder.embedding.element_size()
-        kv = self.size * self.context * decoder.config.kv_bytes_per_token * width
+        width, tokens = decoder.embedding.element_size(), self.context
+        if budget is not None and budget < tokens:
+            tokens = budget + tokens // PAGE_SIZE  # a summary is as large as a token's K and V
+        kv = self.size * tokens * decoder.config.kv_bytes_per_token * width
         neurons = seen.union_bytes if skips else seen.neuron_bytes
         return other + kv + seen.predictor_bytes + neurons
 
 
-def caches(decoder: Decoder, num_pages: int) -> list[LayerCache]:
+def caches(decoder: Decoder, num_pages: int, *, summaries: bool = False) -> list[LayerCache]:
     """Empty pages for every layer, as the engine has them."""
-    config, like = decoder.config, decoder.embedding
-    shape = (num_pages, config.num_kv_heads, PAGE_SIZE, config.head_dim)
-    return [LayerCache(like.new_empty(shape), like.new_empty(shape)) for _ in decoder.layers]
+    like = decoder.embedding
+    place = like.device, like.dtype
+    return kv_cache.allocate(decoder.config, num_pages, PAGE_SIZE, *place, summaries=summaries)
+
+
+def _fill(cache: LayerCache) -> None:
+    """Random keys and values, in place, with the summaries of those keys."""
+    cache.k.normal_()
+    cache.v.normal_()
+    if cache.summary is not None:
+        torch.amin(cache.k, 2, out=cache.summary[:, :, 0])
+        torch.amax(cache.k, 2, out=cache.summary[:, :, 1])
+
+
+@contextmanager
+def random_gates(decoder: Decoder, rank: int) -> Iterator[None]:
+    """Every layer's attention has a gate of this rank meanwhile; its weights are random."""
+    attentions, like = [attention_of(layer) for layer in decoder.layers], decoder.embedding
+    for attention in attentions:
+        gate = Gate(decoder.config, rank).to(like.device, like.dtype)
+        for parameter in gate.parameters():
+            parameter.normal_(0.0, parameter.shape[1] ** -0.5)
+        attention.gate = gate
+    try:
+        yield
+    finally:
+        for attention in attentions:
+            attention.gate = None
 
 
 def decode_batch(ids: Tensor, position: int, tables: Tensor, mode: FfnMode) -> ForwardBatch:
@@ -145,7 +205,7 @@ def decode_batch(ids: Tensor, position: int, tables: Tensor, mode: FfnMode) -> F
 
 def _look(ffn: nn.Module, x: Tensor, residual: Tensor) -> list[tuple[int, int, int, int, int]]:
     """Of each FFN that a token reached: tokens, neurons kept by each, by any, bytes of the neurons
-    and of the predictor."""
+    and of what chooses them."""
     found: list[tuple[int, int, int, int, int]] = []
     for block, places in blocks(ffn, x):
         if not len(places):
@@ -155,9 +215,17 @@ def _look(ffn: nn.Module, x: Tensor, residual: Tensor) -> list[tuple[int, int, i
         mask = torch.ones(len(places), block.gate_up.shape[0], dtype=torch.bool)
         if isinstance(block, SparseFFN) and block.predictor is not None:
             mask = block.predictor.select(residual[places], x[places])
+        elif isinstance(block, SparseFFN):
+            mask, predictor = _opened(block, x[places]), parts["gate_up"] // 2
         kept, union = int(mask.sum()), int(mask.any(0).sum())
         found.append((len(places), kept, union, sum(parts.values()) - predictor, predictor))
     return found
+
+
+def _opened(ffn: SparseFFN, x: Tensor) -> Tensor:
+    """The neurons [T, N] bool whose gate is not shut: without a predictor they are computed."""
+    gate = reference.linear(x, ffn.gate_up[:, : x.shape[1]])
+    return reference.activate(gate, torch.ones_like(gate), ffn.activation, ffn.threshold) != 0
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -166,23 +234,31 @@ def _bytes(tensor: Tensor) -> int:
 
 def median_seconds(run: Callable[[], object], device: torch.device) -> float:
     """Median of REPLAYS runs: between two events on a GPU, by the clock on a CPU."""
-    if device.type == "cuda":
-        return statistics.median(_event_seconds(run))
-    times: list[float] = []
-    for _ in range(WARM_UP + REPLAYS):
-        started = time.perf_counter()
+    return medians([run], device)[0]
+
+
+def medians(runs: Sequence[Callable[[], object]], device: torch.device) -> list[float]:
+    """Of each of several runs, which take turns: whatever slows one down slows them all."""
+    turns = list(runs) * (WARM_UP + REPLAYS)
+    times = _event_seconds(turns) if device.type == "cuda" else _clock_seconds(turns)
+    settled = times[WARM_UP * len(runs) :]
+    return [statistics.median(settled[i :: len(runs)]) for i in range(len(runs))]
+
+
+def _clock_seconds(turns: Sequence[Callable[[], object]]) -> list[float]:
+    marks = [time.perf_counter()]
+    for run in turns:
         run()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[WARM_UP:])
+        marks.append(time.perf_counter())
+    return [end - start for start, end in pairwise(marks)]
 
 
-def _event_seconds(run: Callable[[], object]) -> list[float]:
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(WARM_UP + REPLAYS + 1)]
+def _event_seconds(turns: Sequence[Callable[[], object]]) -> list[float]:
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(len(turns) + 1)]
     torch.cuda.synchronize()
     marks[0].record()
-    for mark in marks[1:]:
+    for run, mark in zip(turns, marks[1:], strict=True):
         run()
         mark.record()
     torch.cuda.synchronize()
-    pairs = zip(marks[WARM_UP:], marks[WARM_UP + 1 :], strict=False)
-    return [start.elapsed_time(end) / 1e3 for start, end in pairs]
+    return [start.elapsed_time(end) / 1e3 for start, end in pairwise(marks)]

@@ -127,6 +127,8 @@ def decode_step_seconds(engine: Engine, context: int, num_steps: int) -> float:
 def bare_step_seconds(engine: Engine, context: int) -> float:
     """The same step without the loop: the engine's own graph, replayed as fast as it goes."""
     step, graphs = Step(engine.decoder, 1, context), engine.runner.graphs
+    mode = engine.runner.policy.mode_for(1)
     if graphs is None:
-        return step.seconds(engine.runner.policy.mode_for(1))
-    return median_seconds(lambda: graphs.run(step.batch), engine.decoder.embedding.device)
+        return step.seconds(mode)
+    batch = step.batch(mode)
+    return median_seconds(lambda: graphs.run(batch), engine.decoder.embedding.device)
