@@ -1,7 +1,8 @@
-"""Random weights, drawn on the device in the dtype wanted, predictors planted: for speed alone.
+"""Random weights, drawn on the device in the dtype wanted, sparsity planted: for speed alone.
 
 A planted predictor keeps a set share of the neurons, some hot and some cold, so that the union over
-a batch grows as it does in a trained dReLU model. Everything measured on such a model is synthetic.
+a batch grows as it does in a trained dReLU model. Where a ReLU model has no predictor, its gates
+are planted instead. Everything measured on such a model is synthetic.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from .attention import LayerCache
 from .batch import FfnMode, ForwardBatch
-from .config import ModelConfig
+from .config import ModelConfig, ModelError
 from .decoder import Decoder
 from .kernels.ops import Ops
 from .layers import Norm
@@ -43,7 +44,14 @@ def build(
     dtype: torch.dtype,
     num_positions: int,
 ) -> Decoder:
-    """A decoder on the device, ready to run; peak memory is the model and one tensor."""
+    """A decoder on the device, ready to run; peak memory is the model and one tensor.
+
+    Raises ModelError for a density of a model that skips no neurons.
+    """
+    if recipe.density is not None and not config.activation.is_sparse:
+        raise ModelError(
+            f"density={recipe.density}: with {config.activation.value} none is skipped"
+        )
     ranks = [recipe.rank] * max(1, config.num_experts) if recipe.rank else []
     with torch.device("meta"):
         decoder = Decoder(config, ops, [ranks] * config.num_layers)
@@ -51,8 +59,10 @@ def build(
     for name, parameter in list(decoder.named_parameters()):
         value = torch.empty(parameter.shape, device=device, dtype=dtype)
         assign(decoder, name, _draw(name, value, config.num_layers, generator))
+    if recipe.density is not None and not recipe.rank:
+        decoder.embedding.add_(_shared(decoder.embedding, generator))
     decoder.prepare(device, num_positions)
-    if recipe.rank:
+    if recipe.density is not None:
         batch, caches = _sequences(decoder)
         with planting(decoder, recipe.density, recipe.seed):
             decoder.hidden(batch, caches)
@@ -75,6 +85,15 @@ def _draw(name: str, value: Tensor, num_layers: int, generator: torch.Generator)
     if name.endswith("attention.out.weight"):
         width *= 2 * num_layers
     return value.normal_(0.0, width**-0.5, generator=generator)
+
+
+def _shared(embedding: Tensor, generator: torch.Generator) -> Tensor:
+    """What every token has in common, as large as what it has for itself: [hidden].
+
+    A gate has no bias, so it needs something that is there for every token to be shut by. Hidden
+    states of trained models have such a direction too.
+    """
+    return torch.empty_like(embedding[0]).normal_(generator=generator)
 
 
 def _sequences(decoder: Decoder) -> tuple[ForwardBatch, list[LayerCache]]:
@@ -112,7 +131,7 @@ def blocks(ffn: nn.Module, x: Tensor) -> Iterator[tuple[nn.Module, Tensor]]:
 
 @contextmanager
 def planting(decoder: Decoder, density: float, seed: int) -> Generator[None]:
-    """A forward pass inside sets every predictor on the residuals that it meets.
+    """A forward pass inside sets every predictor, or gate where there is none, on what it meets.
 
     Layer by layer in that one pass, so that each sees what the planted masks before it leave; an
     expert is set on the tokens that were routed to it.
@@ -124,11 +143,15 @@ def planting(decoder: Decoder, density: float, seed: int) -> Generator[None]:
         x = decoder.ops.rms_norm(residual, norm.weight, norm.eps)
         for block, places in blocks(ffn, x):
             assert isinstance(block, SparseFFN)
+            seen = places if len(places) else slice(None)
             predictor = block.predictor
+            if predictor is None:
+                gate = block.gate_up[:, : x.shape[1]]
+                gate.copy_(plant_gates(x[seen], gate, density, generator))
+                continue
             assert isinstance(predictor, LowRankPredictor)
-            seen = residual[places] if len(places) else residual
             fc1, fc2 = predictor.fc1.weight, predictor.fc2.weight
-            fc2.copy_(plant_thresholds(seen, fc1, fc2, density, generator))
+            fc2.copy_(plant_thresholds(residual[seen], fc1, fc2, density, generator))
 
     ffns = [layer.get_submodule("ffn") for layer in decoder.layers]
     hooks = [ffn.register_forward_pre_hook(before) for ffn in ffns]
@@ -149,7 +172,22 @@ def plant_thresholds(
     """
     hidden = (residual.float() @ fc1.float().T).relu()
     ratios = (hidden / hidden.sum(1, keepdim=True)) @ fc2.float().T  # [samples, N]
-    fires = generator.beta(SPREAD, SPREAD * (1 / density - 1), fc2.shape[0])
-    rank = ((1 - torch.from_numpy(fires)) * (len(ratios) - 1)).round().long().to(fc2.device)
-    threshold = ratios.sort(0).values.gather(0, rank[None])[0]
-    return (fc2.float() - threshold[:, None]).to(fc2.dtype)
+    return (fc2.float() - _exceeded(ratios, density, generator)[:, None]).to(fc2.dtype)
+
+
+def plant_gates(x: Tensor, gate: Tensor, density: float, generator: np.random.Generator) -> Tensor:
+    """gate [N, hidden] such that each neuron opens for its own share of the inputs x.
+
+    As with the predictors, but what stands for a bias is what the inputs have in common.
+    """
+    x, rows = x.float(), gate.float()
+    shared = torch.nn.functional.normalize(x.mean(0), dim=0)
+    ratios = (x @ rows.T) / (x @ shared).clamp(min=1e-3)[:, None]  # [samples, N]
+    return (rows - torch.outer(_exceeded(ratios, density, generator), shared)).to(gate.dtype)
+
+
+def _exceeded(ratios: Tensor, density: float, generator: np.random.Generator) -> Tensor:
+    """What each neuron's own share of the samples [samples, N] exceeds, `density` on average."""
+    fires = generator.beta(SPREAD, SPREAD * (1 / density - 1), ratios.shape[1])
+    rank = ((1 - torch.from_numpy(fires)) * (len(ratios) - 1)).round().long().to(ratios.device)
+    return ratios.sort(0).values.gather(0, rank[None])[0]

@@ -15,23 +15,27 @@ KEY = "synthetic"
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """`density` is the mean share of its neurons that a predictor of `rank` keeps; rank 0: none."""
+    """`density` is the mean share of its neurons that a predictor of `rank` keeps; of rank 0, where
+    there is none, the share whose gates open; None: every neuron counts."""
 
     seed: int = 0
-    density: float = 0.1
+    density: float | None = None
     rank: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.density < 1:
+        if self.density is not None and not 0 < self.density < 1:
             raise ModelError(f"density={self.density} is not between 0 and 1")
         if self.rank < 0:
             raise ModelError(f"rank={self.rank} is negative")
+        if self.rank and self.density is None:
+            raise ModelError(f"rank={self.rank}: predictors need a density")
 
     def __str__(self) -> str:
-        kept = (
-            f", predictors planted to keep {self.density:.0%} of the neurons" if self.rank else ""
-        )
-        return f"random weights of seed {self.seed}{kept}: for measuring speed alone"
+        planted = ""
+        if self.density is not None:
+            which = "predictors planted to keep" if self.rank else "gates planted to open for"
+            planted = f", {which} {self.density:.0%} of the neurons"
+        return f"random weights of seed {self.seed}{planted}: for measuring speed alone"
 
     def json(self) -> dict[str, object]:
         """For config.json; `read` is the way back."""
@@ -47,4 +51,5 @@ def read(config: Json) -> Recipe | None:
     seed, rank = (fields.json.get(field, 0) for field in ("seed", "rank"))
     if not isinstance(seed, int) or not isinstance(rank, int):
         raise ModelError(f"{name}: seed={seed!r} and rank={rank!r} must be integers")
-    return Recipe(seed=seed, density=fields.number("density", 0.1), rank=rank)
+    density = None if fields.json.get("density") is None else fields.number("density", 0.0)
+    return Recipe(seed=seed, density=density, rank=rank)

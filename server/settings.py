@@ -32,7 +32,7 @@ class Settings:
     )
     synthetic_layers: int | None = flag(None, "layers of the --synthetic model", low=1)
     synthetic_density: float | None = flag(
-        None, "share of the neurons that the --synthetic model's predictors keep, 0 to 1"
+        None, "share of the neurons that the --synthetic model's predictors or gates keep"
     )
     device: str = flag("auto", "auto, cpu, cuda or cuda:N")
     dtype: str = flag("auto", "auto, float32, bfloat16 or float16")

@@ -52,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for field in fields(Shape):
         flag = f"--{field.name.replace('_', '-')}"
         parser.add_argument(flag, type=int, default=getattr(shape, field.name))
-    parser.add_argument("--density", type=float, default=0.1, help="share that a predictor keeps")
+    parser.add_argument(
+        "--density", type=float, default=0.1, help="share that predictors keep, or gates"
+    )
     parser.add_argument("--seed", type=int, default=0)
 
 

@@ -96,6 +96,27 @@ def test_each_expert_keeps_the_density_of_the_tokens_that_it_sees(tmp_path):
     assert mean == pytest.approx(0.15, rel=0.1)
 
 
+def test_gates_without_a_predictor_open_for_the_density(tmp_path):
+    """In every layer of a deep model, and for tokens that they were not planted on."""
+    shape = replace(WIDE, layers=12, neurons=256)
+    decoder = drawn(tmp_path, "bamboo", shape, density=0.3).decoder
+    seen = observe(decoder, other_tokens(512))
+    shares = [
+        (x @ layer.ffn.gate_up[:, : WIDE.hidden].T > 0).float().mean().item()
+        for layer, (x, _) in zip(decoder.layers, seen.ffn_inputs, strict=True)
+    ]
+    assert shares == pytest.approx([0.3] * 12, rel=0.15)
+    step = decode.Step(decoder, 64, 40).look()
+    assert step.active == pytest.approx(0.3, rel=0.15)
+    assert step.union > 2 * step.active, "some are hot, some cold"
+
+
+def test_a_density_that_means_nothing_is_refused(tmp_path):
+    shapes.describe(tmp_path, "mistral", WIDE, "float32", Recipe(0, 0.1))
+    with pytest.raises(ModelError, match=r"density=0\.1: with silu none is skipped"):
+        load(tmp_path, CPU, torch.float32)
+
+
 def test_it_is_drawn_in_the_dtype_that_was_asked_for(tmp_path):
     model = drawn(tmp_path, "turbosparse-mistral", dtype=torch.bfloat16)
     assert {p.dtype for p in model.decoder.parameters()} == {torch.bfloat16}
@@ -120,7 +141,7 @@ def test_every_name_can_be_described(tmp_path, name):
     assert recipe is not None
     named = shapes.NAMES[name]
     assert (recipe.rank > 0) == named.family.startswith("turbosparse-")
-    assert recipe.density == named.density
+    assert recipe.density == (None if "silu" in config["hidden_act"] else named.density)
     assert config["num_hidden_layers"] == named.shape.layers
     assert (tmp_path / "tokenizer.json").is_file()
 
@@ -135,7 +156,7 @@ def test_published_ranks():
     ("arguments", "message"),
     [
         ({"name": "gpt-5"}, "'gpt-5' is not one of turbosparse-mistral-7b, turbosparse-mix"),
-        ({"name": "mistral-7b", "density": 0.2}, "density=0.2: mistral-7b has no predictors"),
+        ({"name": "mistral-7b", "density": 0.2}, "density=0.2: mistral-7b is a SiLU model"),
         ({"name": "turbosparse-mistral-7b", "density": 0.0}, "density=0.0 is not between"),
     ],
 )
@@ -152,6 +173,7 @@ def test_what_cannot_be_described_is_refused(tmp_path, arguments, message):
         ({"rank": "large"}, "rank='large' must be integers"),
         ({"density": 3}, r"density=3\.0 is not between 0 and 1"),
         ({"rank": -2}, "rank=-2 is negative"),
+        ({"rank": 2}, "rank=2: predictors need a density"),
     ],
 )
 def test_a_recipe_that_says_nothing_is_refused(recipe, message):

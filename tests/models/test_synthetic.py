@@ -89,7 +89,7 @@ def test_a_seed_makes_the_same_checkpoint_and_another_one_another(tmp_path):
     ("changes", "message"),
     [
         ({"family": "gpt"}, "family='gpt' is not one of mistral"),
-        ({"density": 1.0}, "density=1.0 is not between 0 and 1"),
+        ({"family": "bamboo", "density": 1.0}, "density=1.0 is not between 0 and 1"),
         ({"heads": 7}, "hidden=48 is not an even multiple of heads=7"),
         ({"kv_heads": 4}, "heads=6 is not a multiple of kv_heads=4"),
         ({"layers": 0}, "layers=0 is not positive"),

@@ -144,17 +144,26 @@ def test_a_signal_while_loading_ends_it_quietly():
     assert "Traceback" not in rest
 
 
-def test_a_synthetic_model_answers_and_says_what_it_is():
-    flags = ("--synthetic", "turbosparse-mixtral-30m", "--synthetic-layers", "1")
+@pytest.mark.parametrize(
+    ("name", "family", "planted"),
+    [
+        ("turbosparse-mixtral-30m", "turbosparsemixtral", "predictors planted to keep 15%"),
+        pytest.param(
+            "bamboo-16m", "bamboo", "gates planted to open for 35%", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_a_synthetic_model_answers_and_says_what_it_is(name, family, planted):
+    flags = ("--synthetic", name, "--synthetic-layers", "1")
     with serving(*flags, "--ffn-mode", "union") as (_, url, printed):
-        label = "random weights of seed 0, predictors planted to keep 15% of the neurons"
+        label = f"random weights of seed 0, {planted} of the neurons"
         assert f" SYNTHETIC  {label}" in "".join(printed)
         (card,) = httpx.get(f"{url}/v1/models").json()["data"]
-        assert card["id"] == "turbosparse-mixtral-30m"
+        assert card["id"] == name
         assert label in card["synthetic"]
         engine = httpx.get(f"{url}/health").json()["engine"]
         assert engine["synthetic"] == card["synthetic"]
-        assert engine["family"] == "turbosparsemixtral"
+        assert engine["family"] == family
         said = httpx.post(f"{url}/v1/chat/completions", json=LONG | {"max_tokens": 3}, timeout=60)
         assert said.json()["usage"]["completion_tokens"] == 3
 
@@ -164,7 +173,7 @@ def test_a_synthetic_model_answers_and_says_what_it_is():
     [
         (["--synthetic", "mistral-16m", "models/tiny"], "stands instead of a MODEL, but models/ti"),
         (["--synthetic", "gpt"], "synthetic='gpt' is not one of turbosparse-mistral-7b, turbo"),
-        (["--synthetic", "mistral-16m", "--synthetic-density", "0.2"], "has no predictors"),
+        (["--synthetic", "mistral-16m", "--synthetic-density", "0.2"], "is a SiLU model"),
         (["--synthetic-layers", "2"], "--synthetic-layers needs --synthetic"),
         (["--synthetic", "mistral-16m", "--synthetic-layers", "0"], "0 is less than 1"),
     ],
