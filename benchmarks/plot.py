@@ -40,6 +40,8 @@ def lines(rows: list[dict[str, object]], context: int) -> dict[str, Points]:
     for row in rows:
         if row["what"] != "decode" or row["context"] != context:
             continue
+        if row.get("attention", "full") != "full":
+            continue
         path, batch, speed = row["path"], row["batch"], row["tokens_per_second"]
         points = found.setdefault("sparse" if path in SPARSE else str(path), {})
         place = int(str(batch))

@@ -15,7 +15,7 @@ from pathlib import Path
 class Row:
     """One measurement. `roof` is the share of what reading alone would allow; None: not known."""
 
-    what: str  # decode, prefill, first token, host gap
+    what: str  # decode, prefill, first token, host gap, crossover
     path: str  # sparse token, sparse union, masked dense, dense, generate, continuous ...
     batch: int
     context: int
@@ -26,16 +26,21 @@ class Row:
     union: float | None = None
     chosen: bool = False  # the mode that calibration takes for this size
     note: str = ""
+    attention: str = "full"  # all of the context, or the pages that bound or gate choose
 
 
-HEAD = ("what", "path", "batch", "context", "ms", "tok/s", "of roof", "active", "union", "note")
+HEAD = (
+    "what", "path", "attention", "batch", "context", "ms", "tok/s", "of roof", "active", "union",
+    "note",
+)  # fmt: skip
 
 
 def cells(row: Row) -> list[str]:
     shares = ["" if v is None else f"{v:.1%}" for v in (row.roof, row.active, row.union)]
     note = " ".join(filter(None, ("chosen" if row.chosen else "", row.note)))
     figures = [f"{row.ms:.3f}", f"{row.tokens_per_second:.0f}"]
-    return [row.what, row.path, str(row.batch), str(row.context), *figures, *shares, note]
+    place = [row.attention, str(row.batch), str(row.context)]
+    return [row.what, row.path, *place, *figures, *shares, note]
 
 
 class Report:
@@ -80,7 +85,7 @@ class Report:
 
 
 def _line(values: list[str]) -> str:
-    widths = (12, 14, 6, 8, 10, 8, 8, 8, 8, 0)
+    widths = (12, 14, 10, 6, 8, 10, 8, 8, 8, 8, 0)
     return "".join(f"{value:>{width}} " for value, width in zip(values, widths, strict=True))
 
 

@@ -3,21 +3,32 @@
     python benchmarks/step.py                                  # TurboSparse-Mistral-7B's shape
     python benchmarks/step.py --model turbosparse-mixtral-47b --context 512
     python benchmarks/step.py --paths generate continuous --batch 1 8 --context 512
+    python benchmarks/step.py --model bamboo-7b --batch 1 8 --context 32768 --paths chosen dense \\
+        --attention full bound gate --crossover
 
 Paths: `token`, `union` and `masked` are the FFN modes of the sparse model (`masked` computes every
-neuron and applies the mask afterwards; `chosen` marks the one that serving takes), `dense` is the
-ordinary model of the same shape on our code, SiLU and no predictor; `generate` and `continuous` are
-that model in transformers, --rivals adds them. `engine` adds a prompt's speed, the time to the
-first token, and the share of a step that the engine's loop adds to the bare one.
+neuron and applies the mask afterwards); `chosen` marks the one that serving takes, and as a path
+measures that one alone. `dense` is the ordinary model of the same shape on our code, SiLU and no
+predictor; `generate` and `continuous` are that model in transformers, --rivals adds them. `engine`
+adds a prompt's speed, the time to the first token, and the share of a step that the engine's loop
+adds to the bare one. A Bamboo is computed exactly, gates first; how fast it is with separate
+predictors is seen in its twin that has them inside, turbosparse-mistral-7b --density 0.15.
 
-Weights are random, predictors planted: the figures are speed alone. A step is a captured graph of
-the whole model, logits too. The share of the roof is the bytes that a step must read over what a
-kernel that only reads has reached in the same run.
+--attention `bound` and `gate` read --page-budget tokens of the context, on the paths of ours. At
+the end stands what each sparsity is worth alone and both together over neither: the dense path with
+full attention. --crossover says from which context on a budget is faster.
+
+Weights are random, predictors or gates planted, and so are keys, values and attention's gates: the
+figures are speed alone. A step is a captured graph of the whole model, logits too, or where the
+host is asked (the experts of an ordinary mixture take turns) as eager as in serving. The share of
+the roof is the bytes that a step must read over what a kernel that only reads has reached in the
+same run.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import tempfile
 import time
@@ -27,13 +38,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import crossover
+import ratios
 import torch
-from decode import Step
+from decode import Seen, Step, random_gates
 from machine import facts
 from profile_steps import table
 from rivals import Rival
 from roof import PAPER_ROOF, bandwidth
 from rows import Report, Row
+from step_flags import BASELINES, CHOSEN, DENSE, ENGINE, MODES, NAMES, RIVALS, parse
 
 from turbosparse.engine.graphs import can_capture, decode_sizes
 from turbosparse.models.batch import FfnMode
@@ -42,40 +56,11 @@ from turbosparse.models.decoder import Decoder
 from turbosparse.models.kernels import ops
 from turbosparse.models.load import DTYPES, load
 from turbosparse.models.machine import processor
+from turbosparse.models.sparsity.blocks import AttentionMode
 from turbosparse.models.sparsity.policy import FfnPolicy
 from turbosparse.models.tools import shapes
 
-MODES = {"token": FfnMode.TOKEN, "union": FfnMode.UNION, "masked": FfnMode.DENSE}
-ENGINE, DENSE = "engine", "dense"
-RIVALS = ("generate", "continuous")
-BASELINES = {  # sparse model -> the ordinary one of its shape
-    "turbosparse-mistral-7b": "mistral-7b",
-    "turbosparse-mixtral-47b": "mixtral-8x7b",
-    "turbosparse-mistral-16m": "mistral-16m",
-    "turbosparse-mixtral-30m": "mixtral-30m",
-}
 LONG, LONG_BATCHES = 4096, (1, 8)  # contexts beyond LONG are measured at these batches alone
-
-
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=BASELINES, default="turbosparse-mistral-7b")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128])
-    parser.add_argument("--context", type=int, nargs="+", default=[512, 4096, 16384])
-    ours = (*MODES, DENSE, ENGINE)
-    parser.add_argument("--paths", nargs="+", choices=(*ours, *RIVALS), default=ours)
-    parser.add_argument("--rivals", action="store_true", help="and both paths of transformers")
-    parser.add_argument("--density", type=float, help="default: the model's")
-    parser.add_argument("--layers", type=int, help="default: the model's")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: as serving takes")
-    parser.add_argument("--prompt", type=int, default=2048, help="tokens of the timed prompt")
-    parser.add_argument("--profile", action="store_true", help="a table of kernels for each step")
-    parser.add_argument("--seconds", type=float, default=540, help="start nothing after so long")
-    parser.add_argument("--out", type=Path, help="write OUT.md and OUT.json, row by row")
-    parser.add_argument("--commit", help="what is measured; default: as git says")
-    return parser.parse_args()
 
 
 class Run:
@@ -100,6 +85,19 @@ class Run:
                 if context <= LONG or batch in LONG_BATCHES:
                     yield context, batch
 
+    def ways(self, context: int) -> list[str]:
+        """The kinds of attention that differ at this context."""
+        budget = self.args.page_budget
+        if context > budget:
+            return list(dict.fromkeys(self.args.attention))
+        return [way for way in self.args.attention if way == AttentionMode.FULL][:1]
+
+    def reading(self, decoder: Decoder, way: str) -> contextlib.AbstractContextManager[None]:
+        """With gates meanwhile where pages are chosen by them."""
+        if way == AttentionMode.GATE:
+            return random_gates(decoder, self.args.gate_rank)
+        return contextlib.nullcontext()
+
     def directory(self, name: str) -> Path:
         density = self.args.density if name == self.args.model else None
         shapes.describe_named(self.folder / name, name, layers=self.args.layers, density=density)
@@ -109,6 +107,7 @@ class Run:
         decoder = load(self.directory(name), self.device, self.dtype).decoder
         if self.args.threads:
             ops.set_num_threads(self.args.threads, decoder.ops)
+        self.free()  # of what laying out the weights has left behind: K and V may need it
         return decoder
 
     @contextmanager
@@ -133,20 +132,23 @@ class Run:
 
 
 def main() -> None:
-    args = arguments()
+    args = parse(__doc__.splitlines()[0])
     if args.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("there is no CUDA device; --device cpu measures small models")
     paths = dict.fromkeys((*args.paths, *(RIVALS if args.rivals else ())))
     with tempfile.TemporaryDirectory() as folder:
         run = Run(args, Path(folder))
-        if set(paths) & {*MODES, ENGINE}:
-            measure_sparse(run, [path for path in paths if path in MODES], ENGINE in paths)
+        if set(paths) & {*MODES, CHOSEN, ENGINE} or args.crossover:
+            modes = [path for path in paths if path in (*MODES, CHOSEN)]
+            measure_sparse(run, modes, ENGINE in paths)
             run.free()
         if DENSE in paths:
             measure_dense(run)
             run.free()
         if rivals := [path for path in paths if path in RIVALS]:
             measure_rivals(run, rivals)
+        if compared := ratios.table(run.report.rows, DENSE):
+            run.report.note(compared)
 
 
 @torch.inference_mode()
@@ -155,8 +157,9 @@ def measure_sparse(run: Run, modes: list[str], engine: bool) -> None:
     started = start_engine(run) if engine else None
     decoder = started.decoder if started else run.load(args.model)
     sizes = decode_sizes(max(args.batch))
-    run.policy = calibrate(decoder, sizes[-1], sizes, graphs=can_capture(decoder))
-    run.report.note(calibration_table(run.policy))
+    policy = calibrate(decoder, sizes[-1], sizes, graphs=can_capture(decoder))
+    run.policy = policy
+    run.report.note(calibration_table(policy))
     if started is not None:
         with run.guarded("engine"):
             for row in started.rows(args.prompt):
@@ -165,7 +168,48 @@ def measure_sparse(run: Run, modes: list[str], engine: bool) -> None:
         what = f"sparse, batch {batch}, context {context}"
         if modes and run.in_time(what):
             with run.guarded(what):
-                measure_step(run, Step(decoder, batch, context), modes)
+                measure_step(run, step_of(run, decoder, batch, context), modes)
+    if args.crossover:
+        measure_crossover(run, decoder, policy)
+
+
+def step_of(run: Run, decoder: Decoder, batch: int, context: int) -> Step:
+    """With summaries where pages are to be chosen."""
+    chooses = any(way != AttentionMode.FULL for way in run.ways(context))
+    return Step(decoder, batch, context, summaries=chooses)
+
+
+def measure_crossover(run: Run, decoder: Decoder, policy: FfnPolicy) -> None:
+    """For few requests, by every way to choose pages that was asked for, by bound if none was."""
+    args = run.args
+    ways = [way for way in args.attention if way != AttentionMode.FULL] or [AttentionMode.BOUND]
+    for way in dict.fromkeys(ways):
+        beyond: int | None = None
+        for batch in (batch for batch in args.batch if batch in LONG_BATCHES):
+            what = f"crossover by {way}, batch {batch}"
+            if run.in_time(what):
+                with run.guarded(what), run.reading(decoder, way):
+                    beyond = measure_contexts(run, decoder, policy, way, batch, beyond)
+
+
+def measure_contexts(
+    run: Run, decoder: Decoder, policy: FfnPolicy, way: str, batch: int, beyond: int | None
+) -> int:
+    """All contexts on one K/V. `beyond` is the context up to which serving reads all of it, where
+    that has been measured; returns it."""
+    contexts, budget = sorted(run.args.crossover), run.args.page_budget
+    step = Step(decoder, batch, contexts[-1], summaries=True)
+    if beyond is None:
+        served = run.directory(run.args.model), step.caches, budget, contexts[-1]
+        beyond = crossover.serving_reads_in_full(decoder, *served)
+    mode = policy.mode_for(decode_sizes(batch)[-1])
+    found: list[crossover.Point] = []
+    for point in crossover.points(step, mode, contexts, budget, beyond):
+        found.append(point)
+        for row in point.rows(NAMES[mode], way):
+            run.report.add(row)
+    run.report.note(crossover.table(found, way))
+    return beyond
 
 
 def start_engine(run: Run) -> Any:
@@ -193,35 +237,48 @@ def measure_dense(run: Run) -> None:
         what = f"dense, batch {batch}, context {context}"
         if run.in_time(what):
             with run.guarded(what):
-                measure_step(run, Step(decoder, batch, context), [DENSE])
+                measure_step(run, step_of(run, decoder, batch, context), [DENSE])
 
 
 def measure_step(run: Run, step: Step, paths: list[str]) -> None:
-    """One row a path; all of them on the same requests, K and V."""
+    """One row a path and way of attention; all of them on the same requests, K and V."""
     seen = step.look()
-    for path in paths:
-        mode = MODES.get(path, FfnMode.DENSE)
-        chosen = None
-        if path in MODES and run.policy is not None:
-            chosen = run.policy.mode_for(decode_sizes(step.size)[-1])
-        seconds = step.seconds(mode)
-        skips = mode is not FfnMode.DENSE
-        run.report.add(
-            Row(
-                "decode",
-                path,
-                step.size,
-                step.context,
-                seconds * 1e3,
-                step.size / seconds,
-                roof=step.bytes(seen, skips=skips) / run.roof / seconds,
-                active=seen.active if path in MODES else None,
-                union=seen.union if path in MODES else None,
-                chosen=mode is chosen,
-            )
-        )
-        if run.args.profile:
-            run.report.note(f"{path}, batch {step.size}\n{table(step.runner(mode), run.device)}")
+    chosen = None
+    if run.policy is not None:
+        chosen = NAMES[run.policy.mode_for(decode_sizes(step.size)[-1])]
+    paths = [chosen if path == CHOSEN and chosen else path for path in paths]
+    for way in run.ways(step.context):
+        budget = None if way == AttentionMode.FULL else run.args.page_budget
+        with run.reading(step.decoder, way):
+            for path in dict.fromkeys(paths):
+                run.report.add(row_of(run, step, seen, path, chosen, way, budget))
+                if run.args.profile:
+                    mode = MODES.get(path, FfnMode.DENSE)
+                    kernels = table(step.runner(mode, budget), run.device)
+                    run.report.note(f"{path}, {way}, batch {step.size}\n{kernels}")
+
+
+def row_of(
+    run: Run, step: Step, seen: Seen, path: str, chosen: str | None, way: str, budget: int | None
+) -> Row:
+    mode = MODES.get(path, FfnMode.DENSE)
+    seconds = step.seconds(mode, budget)
+    read = step.bytes(seen, skips=mode is not FfnMode.DENSE, budget=budget)
+    is_eager = run.device.type == "cuda" and not can_capture(step.decoder)
+    return Row(
+        "decode",
+        path,
+        step.size,
+        step.context,
+        seconds * 1e3,
+        step.size / seconds,
+        roof=read / run.roof / seconds,
+        active=seen.active if path in MODES else None,
+        union=seen.union if path in MODES else None,
+        chosen=path == chosen,
+        note="eager" if is_eager else "",
+        attention=way,
+    )
 
 
 def measure_rivals(run: Run, paths: list[str]) -> None:

@@ -4,14 +4,17 @@ import json
 import sys
 from dataclasses import replace
 
+import crossover
 import decode
 import engine_steps
 import plot
 import pytest
+import ratios
 import rivals
 import roof
 import step
 import torch
+from rows import Row
 
 from turbosparse.models import calibration
 from turbosparse.models.batch import FfnMode
@@ -29,6 +32,7 @@ def tiny(monkeypatch):
     for name, named in shapes.NAMES.items():
         if named.dtype == "float32":
             monkeypatch.setitem(shapes.NAMES, name, replace(named, shape=TINY))
+    monkeypatch.setattr(decode, "WARM_UP", 1)
     monkeypatch.setattr(decode, "REPLAYS", 2)
     monkeypatch.setattr(engine_steps, "REPEATS", 1)
     monkeypatch.setattr(calibration, "SECONDS", 0)
@@ -82,6 +86,111 @@ def test_every_path_of_ours_gets_its_rows(monkeypatch, tmp_path, model):
     assert found["notes"][0].startswith("one layer's FFN"), "what the mode was chosen by"
     table = (tmp_path / "results" / "run.md").read_text()
     assert table.count("| decode |") == len(decoded)
+
+
+BUDGET = ["--page-budget", "64", "--gate-rank", "4"]
+
+
+def test_both_models_read_a_page_budget_and_all_four_are_compared(monkeypatch, tmp_path):
+    """Where the budget covers the context there is one way to read it."""
+    flags = ["--batch", "1", "3", "--context", "50", "200", "--paths", "chosen", "dense", *BUDGET]
+    asked = ["--attention", "full", "bound", "gate"]
+    found = run(monkeypatch, tmp_path, *flags, *asked, model="bamboo-16m")
+    ways = {50: ["full"], 200: ["full", "bound", "gate"]}
+    for context, expected in ways.items():
+        rows = [row for row in found["rows"] if row["context"] == context]
+        got = [(row["path"] == "dense", row["batch"], row["attention"]) for row in rows]
+        assert got == [(d, b, way) for d in (False, True) for b in (1, 3) for way in expected]
+        assert all(row["chosen"] == (row["path"] != "dense") for row in rows)
+    table = found["notes"][-1].splitlines()
+    assert [line.split()[:3] for line in table[2:]] == [
+        ["1", "50", "full"],
+        ["3", "50", "full"],
+        *([batch, "200", way] for batch in "13" for way in ("bound", "gate")),
+    ]
+    assert all(line.count("x") == 3 for line in table[4:])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--context", "513"], "--context: 513 is not 2 to the 512 of turbosparse-mistral-16m"),
+        (["--crossover", "600"], "--crossover: 600 is not 2 to the 512"),
+        (["--crossover", "64", *BUDGET], "--crossover: nothing is beyond --page-budget 64"),
+        (["--page-budget", "63"], "--page-budget: 63 is less than 64"),
+        (["--gate-rank", "0"], "--gate-rank: 0 is not positive"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(monkeypatch, tmp_path, capsys, flags, message):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, tmp_path, *flags)
+    assert message in capsys.readouterr().err
+
+
+def test_where_a_budget_starts_to_win_is_looked_for(monkeypatch, tmp_path):
+    flags = ["--batch", "1", "2", "8", "--context", "16", "--paths", "dense", *BUDGET]
+    asked = ["--attention", "bound", "gate", "--crossover", "200", "64"]
+    found = run(monkeypatch, tmp_path, *flags, *asked)
+    rows = [row for row in found["rows"] if row["what"] == "crossover"]
+    places = [(row["batch"], row["context"], row["attention"]) for row in rows]
+    assert places == [
+        (batch, context, each)
+        for way in ("bound", "gate")
+        for batch in (1, 8)
+        for context in (64, 200)
+        for each in ("full", "kept", way)
+    ]
+    for row in rows:  # on a CPU serving chooses as soon as there is anything to choose
+        taken = row["attention"] == "kept" if row["context"] == 64 else row["attention"] in asked
+        assert row["chosen"] == taken
+    notes = [note for note in found["notes"] if "a budget is faster" in note]
+    assert [note.splitlines()[-1].split(":")[0] for note in notes] == ["batch 1", "batch 8"] * 2
+    assert all("serving takes it beyond 64" in note for note in notes)
+
+
+def test_the_verdict_is_of_what_serving_takes():
+    def point(context: int, full: float, kept: float, budget: float) -> crossover.Point:
+        return crossover.Point(1, context, full, kept, budget, beyond=300)
+
+    points = [point(100, 1.0, 1.01, 1.5), point(300, 1.2, 1.21, 1.1), point(400, 1.6, 1.62, 1.5)]
+    assert [round(p.speed, 2) for p in points] == [0.99, 0.99, 1.07]
+    said = crossover.verdict(points)
+    assert "faster from 300 on; serving takes it beyond 300" in said
+    assert said.endswith("at least 0.990 of full attention's speed, at 100")
+    slow = crossover.verdict([*points, point(500, 2.0, 2.0, 2.1)])
+    assert "faster at none of them" in slow
+    assert slow.endswith("0.952 of full attention's speed, at 500: BELOW 0.98")
+
+
+def test_each_sparsity_is_held_against_neither():
+    def row(path: str, ms: float, attention: str = "full", *, chosen: bool = False) -> Row:
+        active = None if path == "dense" else 0.1
+        return Row("decode", path, 8, 400, ms, 8e3 / ms, active=active, chosen=chosen,
+                   attention=attention)  # fmt: skip
+
+    rows = [
+        row("union", 5.0, chosen=True),
+        row("masked", 4.0),
+        row("union", 2.5, "bound", chosen=True),
+    ]
+    assert ratios.table(rows, "dense") is None, "nothing to compare with"
+    rows += [row("dense", 10.0), row("dense", 8.0, "bound")]
+    line = ratios.table(rows, "dense").splitlines()[-1].split()
+    assert line == [
+        "8",
+        "400",
+        "bound",
+        "10.000",
+        "800",
+        "2.00x",
+        "1.25x",
+        "4.00x",
+        "2.500",
+        "3200",
+    ]
+    rows = [row for row in rows if row.path == "dense" or row.attention == "full"]
+    line = ratios.table(rows, "dense").splitlines()[-1].split()
+    assert line[-2:] == ["2.00x", "1.25x"], "both were not measured"
 
 
 def test_long_contexts_are_for_few_requests(monkeypatch, tmp_path):
@@ -170,6 +279,38 @@ def test_of_a_mixture_the_chosen_experts_are_read(tmp_path):
     assert (dense.neuron_bytes, dense.predictor_bytes) == (one.neuron_bytes, 0)
 
 
+def test_a_budget_reads_summaries_and_its_own_pages(tmp_path):
+    measured = decode.Step(drawn(tmp_path, "mistral"), 3, 160, summaries=True)
+    seen, token = measured.look(), 4 * 2 * 2 * 16
+    full, budget = (measured.bytes(seen, skips=False, budget=n) for n in (None, 64))
+    assert full - budget == 3 * (160 - 64 - 10) * token, "a summary is as large as a token"
+    assert measured.bytes(seen, skips=False, budget=160) == full
+    with decode.random_gates(measured.decoder, 4):
+        assert measured.bytes(seen, skips=False, budget=64) - budget == 4 * (4 + 2) * 4 * 2 * 16
+
+
+def test_gates_that_choose_are_read_before_the_neurons_that_they_choose(tmp_path):
+    decoder = drawn(tmp_path, "bamboo")
+    measured = decode.Step(decoder, 3, 20)
+    seen, row = measured.look(), 4 * 64
+    assert (seen.predictor_bytes, seen.neuron_bytes) == (128 * row, 128 * 2 * row)
+    assert 0 < seen.active < seen.union < 1
+    skipped = measured.bytes(seen, skips=False) - measured.bytes(seen, skips=True)
+    assert skipped == pytest.approx((1 - seen.union) * 128 * 2 * row)
+
+
+def test_a_budget_of_every_page_is_full_attention(tmp_path):
+    """And a smaller one is not, nor what gates choose what the bound does."""
+    measured = decode.Step(drawn(tmp_path, "turbosparse-mistral"), 3, 400, summaries=True)
+    full = measured.runner(FfnMode.UNION)()
+    torch.testing.assert_close(measured.runner(FfnMode.UNION, 400)(), full, atol=1e-4, rtol=0)
+    bound = measured.runner(FfnMode.UNION, 64)()
+    assert (bound - full).abs().max() > 1e-3
+    with decode.random_gates(measured.decoder, 4):
+        assert (measured.runner(FfnMode.UNION, 64)() - bound).abs().max() > 1e-3
+    assert torch.equal(measured.runner(FfnMode.UNION, 64)(), bound), "the gates are gone"
+
+
 def test_modes_run_the_same_step(tmp_path):
     measured = decode.Step(drawn(tmp_path, "turbosparse-mistral"), 3, 20)
     token, union, dense = (measured.runner(mode)() for mode in FfnMode)
@@ -211,6 +352,7 @@ def test_the_picture_shows_the_mode_that_serving_takes(tmp_path):
         row("dense", 1, 224.0),
         row("dense", 1, 999.0, context=4096),
         row("engine", 1, 999.0, what="host gap"),
+        row("dense", 1, 999.0) | {"attention": "bound"},
     ]
     assert plot.lines(rows, 512) == {"sparse": {1: 500.0, 8: 2000.0}, "dense": {1: 224.0}}
     plot.draw(rows, "turbosparse-mistral-7b", "a title", 512, tmp_path / "a.png")
