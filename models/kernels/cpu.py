@@ -18,7 +18,7 @@ from torch import Tensor
 from ..batch import FfnMode, ForwardBatch, PageBudgets, Routing
 from ..config import Activation
 from . import cpu_attention, cpu_draw, cpu_ffn, cpu_matmul, cpu_pages, cpu_sketch
-from .reference import Limits, best_of
+from .reference import Choice, Limits, best_of
 from .reference_pages import Gate, add_shares
 
 NO_WINDOW = 1 << 60  # positions
@@ -292,19 +292,26 @@ def ffn_add(
     eps: float,
     gate_up: Tensor,
     down: Tensor,
-    mask: Tensor | None,
+    choose: Choice,
     activation: Activation,
     threshold: float,
     mode: FfnMode,
     scale: float,
 ) -> Tensor:
     x = rms_norm(residual, norm, eps)
-    delta = ffn(x, gate_up, down, mask, activation, threshold, mode)
+    delta = ffn(x, gate_up, down, choose(), activation, threshold, mode)
     return torch.add(residual, delta, alpha=scale)
 
 
 def route(x: Tensor, router: Tensor, num_chosen: int) -> Routing:
     return best_of(linear(x, router), num_chosen)
+
+
+def norm_route(
+    residual: Tensor, norm: Tensor, eps: float, router: Tensor, num_chosen: int
+) -> tuple[Tensor, Routing]:
+    x = rms_norm(residual, norm, eps)
+    return x, route(x, router, num_chosen)
 
 
 def draw(logits: Tensor, temperature: Tensor, points: Tensor, limits: Limits | None) -> Tensor:

@@ -30,8 +30,9 @@ from . import (
     reference,
     reference_pages,
 )
+from .gpu_launch import aside
 from .gpu_linear import Epilogue
-from .reference import Limits
+from .reference import Choice, Limits
 from .reference_pages import Gate
 from .sizes import power_of_two_in
 
@@ -158,11 +159,11 @@ def _attend_chosen(
     places = (batch.request_ids, batch.page_tables)
     learned = None
     if gate is not None:
-        learned = reference_pages.learned(q, gate, budgets.gated).contiguous()
+        learned = gpu_pages.learned(q, gate, budgets.gated)
     keys = (k_cache, summary, batch.positions, batch.slots)
-    columns, counts = gpu_pages.choose(q, learned, *keys, *places, budgets, scale, window)
+    columns, pages, counts = gpu_pages.choose(q, learned, *keys, *places, budgets, scale, window)
     reference_pages.add_shares(budgets, counts, batch, k_cache.shape[2], window)
-    rest = (batch.positions, *places, columns, counts, scale, window)
+    rest = (batch.positions, *places, columns, pages, counts, scale, window)
     return gpu_chosen.attend(q, k_cache, v_cache, *rest)
 
 
@@ -211,20 +212,29 @@ def ffn_add(
     eps: float,
     gate_up: Tensor,
     down: Tensor,
-    mask: Tensor | None,
+    choose: Choice,
     activation: Activation,
     threshold: float,
     mode: FfnMode,
     scale: float,
 ) -> Tensor:
-    weights = (gate_up, down)
-    if residual.shape[0] == 1 and mask is not None and _skips(residual, mode):
+    """Where all neurons of many tokens are computed, which of them are kept is found meanwhile."""
+    weights, is_skipping = (gate_up, down), _skips(residual, mode)
+    if not is_skipping and not gpu_ffn_few.fits(*residual.shape):
+        rows = gate_up.view(-1, residual.shape[1])
+        mask, projected = aside(
+            residual.device, choose, lambda: norm_linear(residual, norm, eps, rows)
+        )
+        values = gpu_gated.activated(projected, mask, activation, threshold)
+        return torch.addmm(residual, values, down, alpha=scale)
+    mask = choose()
+    if residual.shape[0] == 1 and mask is not None and is_skipping:
         return gpu_ffn_one.sparse(
             residual, *weights, mask, activation, threshold,
             norm=norm, eps=eps, add=residual, scale=scale,
         )  # fmt: skip
     x = rms_norm(residual, norm, eps)
-    if _skips(x, mode):
+    if is_skipping:
         return _sparse(x, *weights, mask, activation, threshold, residual, scale)
     values = _all_values(x, gate_up, mask, activation, threshold)
     return torch.addmm(residual, values, down, alpha=scale)
@@ -232,6 +242,12 @@ def ffn_add(
 
 def route(x: Tensor, router: Tensor, num_chosen: int) -> Routing:
     return gpu_norm.route(x, router, num_chosen)
+
+
+def norm_route(
+    residual: Tensor, norm: Tensor, eps: float, router: Tensor, num_chosen: int
+) -> tuple[Tensor, Routing]:
+    return gpu_norm.norm_route(residual, norm, eps, router, num_chosen)
 
 
 def predict_experts(

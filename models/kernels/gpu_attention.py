@@ -34,6 +34,7 @@ def rotate_kernel(
     page_size,
     head_dim,
     HALF: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One head of one token: a query to `q`, a key or value to its page; a slot below 0 is none."""
     t, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -41,6 +42,9 @@ def rotate_kernel(
     half = head_dim // 2
     inside = at < half
     source = qkv_ptr + (t * (num_heads + 2 * num_kv_heads) + head) * head_dim + at
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
     a = tl.load(source, mask=inside, other=0.0)
     b = tl.load(source + half, mask=inside, other=0.0)
     slot = tl.load(slots_ptr + t)
@@ -94,6 +98,7 @@ def rotate_and_store(
         head_dim,
         HALF=power_of_two(head_dim // 2),
         num_warps=1,
+        **overlap(qkv.device),
     )
     return q
 

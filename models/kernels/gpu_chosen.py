@@ -8,10 +8,14 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .gpu_attention import BLOCK, LOG2_E, STAGES, num_splits_for
+from .gpu_attention import LOG2_E
 from .gpu_join import take, write
 from .gpu_launch import counters, overlap
 from .sizes import power_of_two
+
+MAX_SPLITS = 32
+TARGET_PROGRAMS = 512
+BLOCK, STAGES = 64, 2  # positions at a time, and blocks under way
 
 
 @triton.jit
@@ -23,6 +27,7 @@ def chosen_kernel(
     requests_ptr,
     tables_ptr,
     columns_ptr,
+    pages_ptr,
     counts_ptr,
     partial_ptr,
     sums_ptr,
@@ -75,10 +80,13 @@ def chosen_kernel(
         i = block * BLOCK + tl.arange(0, BLOCK)
         listed = (i // PAGE < count) & (is_all == 0)
         column = tl.load(columns_ptr + row * columns_width + i // PAGE, mask=listed, other=0)
+        page = tl.load(pages_ptr + row * columns_width + i // PAGE, mask=listed, other=0)
         column = tl.where(is_all, first + i // PAGE, column)
         at = column * PAGE + i % PAGE
         seen = (i // PAGE < count) & (at <= position) & (at > position - window)
-        page = tl.load(table + column, mask=seen, other=0).to(tl.int64)
+        if is_all:
+            page = tl.load(table + column, mask=seen, other=0)
+        page = page.to(tl.int64)
         place = ((page * num_kv_heads + kv_head) * PAGE + at % PAGE)[:, None] * HEAD_DIM
         place += d[None, :]
         whole = seen[:, None] & inside[None, :]
@@ -101,16 +109,18 @@ def attend(
     request_ids: Tensor,
     page_tables: Tensor,
     columns: Tensor,
+    pages: Tensor,
     counts: Tensor,
     scale: float,
     window: int | None,
 ) -> Tensor:
     """`reference_pages.attend_chosen`, and all of the context where the count is 0:
-    q [T, H, D] -> [T, H * D]."""
+    q [T, H, D] -> [T, H * D]; columns, pages and counts as `gpu_pages.choose` gives them."""
     num_tokens, num_heads, head_dim = q.shape
     _, num_kv_heads, page_size, _ = k_cache.shape
     group, device = num_heads // num_kv_heads, q.device
-    splits = num_splits_for(num_tokens, num_kv_heads)
+    wanted = max(1, TARGET_PROGRAMS // (num_tokens * num_kv_heads))
+    splits = min(MAX_SPLITS, power_of_two(wanted + 1) // 2)
     dim = max(16, power_of_two(head_dim))
     places = num_tokens * num_heads * splits
     partial = torch.empty(places, dim, dtype=torch.float32, device=device)
@@ -124,6 +134,7 @@ def attend(
         request_ids,
         page_tables,
         columns,
+        pages,
         counts,
         partial,
         sums,
@@ -140,7 +151,7 @@ def attend(
         HEAD_DIM=head_dim,
         DIM=dim,
         SPLITS=splits,
-        BLOCK=BLOCK if splits > 1 else 2 * BLOCK,
+        BLOCK=BLOCK,
         STAGES=STAGES,
         num_warps=4,
         **overlap(device),

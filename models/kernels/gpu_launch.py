@@ -6,13 +6,16 @@ kernel asks for weights as early as it likes, but calls `gdc_wait` before it rea
 kernel wrote, and before it writes anything.
 """
 
+from collections.abc import Callable
 from functools import cache
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 MAX_GROUPS = 1 << 16
+First = TypeVar("First")
+Second = TypeVar("Second")
 
 
 @cache
@@ -37,3 +40,24 @@ def counters(device: torch.device) -> Tensor:
     """[MAX_GROUPS] int32, all zero whenever no kernel runs: the last program of a group, who finds
     that all others have counted, sets its group's back."""
     return torch.zeros(MAX_GROUPS, dtype=torch.int32, device=device)
+
+
+def aside(
+    device: torch.device, first: Callable[[], First], second: Callable[[], Second]
+) -> tuple[First, Second]:
+    """Two results that do not need each other, computed at once: products of many tokens leave some
+    of a GPU idle. `first`, the smaller one, has a stream of its own."""
+    if device.type != "cuda":
+        return first(), second()
+    stream, current = _side_stream(device), torch.cuda.current_stream(device)
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        one = first()
+    other = second()
+    current.wait_stream(stream)
+    return one, other
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)

@@ -49,31 +49,48 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 @triton.jit
 def route_kernel(
     x_ptr,
+    norm_ptr,
+    normed_ptr,
     router_ptr,
     weights_ptr,
     chosen_ptr,
+    eps,
     hidden,
     num_experts,
     num_chosen,
     EXPERTS: tl.constexpr,
     BLOCK: tl.constexpr,
+    NORM: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """One token: of equally likely experts the first."""
+    """One token: of equally likely experts the first. NORM: it is normed first, and stored."""
     t = tl.program_id(0).to(tl.int64)
     e = tl.arange(0, EXPERTS)
     k = tl.arange(0, BLOCK)
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
+    kind = x_ptr.dtype.element_ty
+    factor = 1.0
+    if NORM:
+        square = tl.zeros((BLOCK,), tl.float32)
+        for start in range(0, hidden, BLOCK):
+            at = start + k
+            x = tl.load(x_ptr + t * hidden + at, mask=at < hidden, other=0.0).to(tl.float32)
+            square += x * x
+        factor = tl.rsqrt(tl.sum(square, 0) / hidden + eps)
     acc = tl.zeros((EXPERTS, BLOCK), tl.float32)
     for start in range(0, hidden, BLOCK):
         at = start + k
         x = tl.load(x_ptr + t * hidden + at, mask=at < hidden, other=0.0).to(tl.float32)
+        if NORM:
+            norm = tl.load(norm_ptr + at, mask=at < hidden, other=0.0).to(tl.float32)
+            normed = ((x * factor).to(kind).to(tl.float32) * norm).to(kind)
+            tl.store(normed_ptr + t * hidden + at, normed, mask=at < hidden)
+            x = normed.to(tl.float32)
         whole = (e < num_experts)[:, None] & (at < hidden)[None, :]
         router = tl.load(router_ptr + e[:, None] * hidden + at[None, :], mask=whole, other=0.0)
         acc += router.to(tl.float32) * x[None, :]
-    kind = x_ptr.dtype.element_ty
     logits = tl.sum(acc, 1).to(kind).to(tl.float32)  # as the reference's product
     logits = tl.where(e < num_experts, logits, float("-inf"))
     odds = tl.exp(logits - tl.max(logits, 0))
@@ -89,20 +106,38 @@ def route_kernel(
 
 def route(x: Tensor, router: Tensor, num_chosen: int) -> Routing:
     """`reference.route`."""
+    return _route(x, None, 0.0, router, num_chosen)[1]
+
+
+def norm_route(
+    residual: Tensor, norm: Tensor, eps: float, router: Tensor, num_chosen: int
+) -> tuple[Tensor, Routing]:
+    """`reference.norm_route`."""
+    return _route(residual, norm, eps, router, num_chosen)
+
+
+def _route(
+    x: Tensor, norm: Tensor | None, eps: float, router: Tensor, num_chosen: int
+) -> tuple[Tensor, Routing]:
     (num_tokens, hidden), num_experts = x.shape, router.shape[0]
+    normed = x if norm is None else torch.empty_like(x)
     weights = torch.empty(num_tokens, num_experts, dtype=torch.float32, device=x.device)
     chosen = torch.empty(num_tokens, num_chosen, dtype=torch.int64, device=x.device)
     route_kernel[(num_tokens,)](
         x,
+        norm,
+        normed,
         router,
         weights,
         chosen,
+        eps,
         hidden,
         num_experts,
         num_chosen,
         EXPERTS=power_of_two(num_experts),
         BLOCK=min(1024, power_of_two(hidden)),
+        NORM=norm is not None,
         num_warps=8,
         **overlap(x.device),
     )
-    return Routing(weights, chosen)
+    return normed, Routing(weights, chosen)

@@ -14,14 +14,15 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..batch import PageBudgets
 from .gpu_launch import overlap
+from .reference_pages import Gate
 from .sizes import power_of_two
 
 LOG2_E = 1.4426950408889634
 TARGET_PROGRAMS = 512
 MAX_SPLITS = 32
-BLOCK = 64  # pages whose summaries a program reads at a time
-BITS = 31  # of a float that is not negative
-INFINITE = tl.constexpr(0x7F800000)  # as bits
+BLOCK, STAGES = 64, 2  # pages whose summaries a program reads at a time, and blocks under way
+KEEP_WARPS = 4
+RANKS = 64  # of a gate, multiplied at a time
 
 
 @triton.jit
@@ -103,6 +104,7 @@ def estimate_kernel(
     DIM: tl.constexpr,
     PAGES: tl.constexpr,
     BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
     LEARNED: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -138,7 +140,8 @@ def estimate_kernel(
         low, high = low.to(kind), high.to(kind)
         num_pages = last - first
         share = tl.cdiv(tl.cdiv(num_pages, BLOCK), tl.num_programs(2)) * BLOCK
-        for begin in range(split * share, tl.minimum((split + 1) * share, num_pages), BLOCK):
+        end = tl.minimum((split + 1) * share, num_pages)
+        for begin in tl.range(split * share, end, BLOCK, num_stages=STAGES):
             p = begin + tl.arange(0, BLOCK)
             page = tl.load(table + first + p, mask=p < num_pages, other=0).to(tl.int64)
             place = (page * num_kv_heads + head)[:, None] * 2 * HEAD_DIM + d[None, :]
@@ -155,21 +158,26 @@ def estimate_kernel(
 def keep_kernel(
     scores_ptr,
     positions_ptr,
+    requests_ptr,
+    tables_ptr,
     budgets_ptr,
     shares_ptr,
     columns_ptr,
+    pages_ptr,
     counts_ptr,
+    table_width,
     window,
     PAGE: tl.constexpr,
     HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
     PAGES: tl.constexpr,
-    BITS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """One token's choice of pages for one K/V head.
+    """One token's choice of pages for one K/V head: their places in the table, and what stands
+    there.
 
-    Estimates are not negative, so the order of their bits is theirs: the least of those that are
-    kept is found bit by bit, by counting, and nothing is sorted.
+    Estimates are not negative, so the order of their bits is theirs: a bound that just enough of
+    them reach is searched for by halves, and nothing is sorted.
     """
     t, head = tl.program_id(0), tl.program_id(1)
     row = t.to(tl.int64) * tl.num_programs(1) + head
@@ -178,43 +186,53 @@ def keep_kernel(
     position = tl.load(positions_ptr + t).to(tl.int32)
     budget, enough = tl.load(budgets_ptr + t), tl.load(shares_ptr + t)
     first, last = _pages_of(position, PAGE, window)
+    num_pages = last - first
+    p = tl.arange(0, PAGES)
+    inside = p < num_pages
+    table = tables_ptr + tl.load(requests_ptr + t) * table_width
+    page = tl.load(table + first + p, mask=inside & (budget > 0), other=0)
     if PDL:
         gdc_wait()
     if budget == 0:
         tl.store(counts_ptr + row, 0)
     else:
-        num_pages = last - first
-        p = tl.arange(0, PAGES)
-        inside = p < num_pages
-        mass = tl.zeros((PAGES,), tl.float32)
-        for g in tl.static_range(HEADS):
-            place = scores_ptr + (row * HEADS + g) * PAGES + p
-            scores = tl.load(place, mask=inside, other=float("-inf"))
-            peak = tl.max(scores, 0)
-            weights = tl.exp2(scores - tl.where(num_pages > 0, peak, 0.0))
-            mass += weights / (tl.maximum(tl.sum(weights, 0), 1e-30) * HEADS)
+        g = tl.arange(0, GROUP)
+        place = scores_ptr + (row * HEADS + g)[:, None] * PAGES + p[None, :]
+        whole = (g < HEADS)[:, None] & inside[None, :]
+        scores = tl.load(place, mask=whole, other=float("-inf"))
+        peaks = tl.max(scores, 1)
+        weights = tl.exp2(scores - tl.where(peaks > float("-inf"), peaks, 0.0)[:, None])
+        weights /= tl.maximum(tl.sum(weights, 1), 1e-30)[:, None] * HEADS
+        mass = tl.sum(weights, 0)
         bits = mass.to(tl.int32, bitcast=True)
         forced = inside & ((p == 0) | (p == num_pages - 1))
         room = tl.minimum(budget - 1, num_pages)
         is_limited = enough < 1
-        least, above = 0, INFINITE
-        for _ in range(tl.where((room < num_pages) | is_limited, BITS, 0)):
+        least = tl.min(tl.where(inside, bits, 0x7F800000), 0)
+        above = tl.max(tl.where(inside, bits, 0), 0) + 2
+        if (room >= num_pages) & (is_limited == 0):
+            above = least
+        while above - least > 1:
             middle = least + (above - least) // 2
             kept = forced | (inside & (bits >= middle))
-            suffices = tl.sum(kept.to(tl.int32), 0) >= room
+            count = tl.sum(kept.to(tl.int32), 0)
+            suffices = count >= room
             if is_limited:
                 suffices = suffices | (tl.sum(tl.where(kept, mass, 0.0), 0) >= enough)
             least = tl.where(suffices, middle, least)
             above = tl.where(suffices, above, middle)
+            if (count == room) & (is_limited == 0):
+                above = least
         kept = forced | (inside & (bits > least))
         equal = inside & (bits == least) & (kept == 0)
         num_equal = room - tl.sum(kept.to(tl.int32), 0)
         kept = kept | (equal & (tl.cumsum(equal.to(tl.int32), 0) <= num_equal))
         place = tl.cumsum(kept.to(tl.int32), 0) - 1
-        columns = columns_ptr + row * PAGES
-        tl.store(columns + place, first + p, mask=kept)
+        tl.store(columns_ptr + row * PAGES + place, first + p, mask=kept)
+        tl.store(pages_ptr + row * PAGES + place, page, mask=kept)
         num_kept = tl.sum(kept.to(tl.int32), 0)
-        tl.store(columns + num_kept, last)
+        tl.store(columns_ptr + row * PAGES + num_kept, last)
+        tl.store(pages_ptr + row * PAGES + num_kept, tl.load(table + last))
         tl.store(counts_ptr + row, num_kept + 1)
 
 
@@ -230,16 +248,17 @@ def choose(
     budgets: PageBudgets,
     scale: float,
     window: int | None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """`reference_pages.choose` and `summarize`, for tokens that are the last of their requests' in
     the step; q [T, H, D] and learned [T, H, 2D], the gate's part of what summaries are multiplied
-    by. Columns [T, K, a power of two] int32, counts [T, K] int32."""
+    by. Columns [T, K, a power of two] int32, what the table says there, counts [T, K] int32."""
     num_tokens, num_heads, head_dim = q.shape
     _, num_kv_heads, page_size, _ = k_cache.shape
     group, device = num_heads // num_kv_heads, q.device
     pages = power_of_two(page_tables.shape[1])
     scores = torch.empty(num_tokens, num_heads, pages, dtype=torch.float32, device=device)
-    columns = torch.empty(num_tokens, num_kv_heads, pages, dtype=torch.int32, device=device)
+    shape = (num_tokens, num_kv_heads, pages)
+    columns, listed = (torch.empty(shape, dtype=torch.int32, device=device) for _ in range(2))
     counts = torch.empty(num_tokens, num_kv_heads, dtype=torch.int32, device=device)
     visible = 2**30 if window is None else window
     estimate_kernel[(num_tokens, num_kv_heads, _splits(num_tokens, num_kv_heads, pages))](
@@ -264,6 +283,7 @@ def choose(
         DIM=max(16, power_of_two(head_dim)),
         PAGES=pages,
         BLOCK=BLOCK,
+        STAGES=STAGES,
         LEARNED=learned is not None,
         num_warps=4,
         **overlap(device),
@@ -271,19 +291,92 @@ def choose(
     keep_kernel[(num_tokens, num_kv_heads)](
         scores,
         positions,
+        request_ids,
+        page_tables,
         budgets.pages,
         budgets.shares,
         columns,
+        listed,
         counts,
+        page_tables.stride(0),
         visible,
         PAGE=page_size,
         HEADS=group,
+        GROUP=power_of_two(group),
         PAGES=pages,
-        BITS=BITS,
-        num_warps=4 if pages <= 2048 else 8,
+        num_warps=KEEP_WARPS if pages <= 2048 else 8,
         **overlap(device),
     )
-    return columns, counts
+    return columns, listed, counts
+
+
+@triton.jit
+def learned_kernel(
+    q_ptr,
+    query_ptr,
+    key_ptr,
+    gated_ptr,
+    out_ptr,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DIM: tl.constexpr,
+    RANK: tl.constexpr,
+    RANKS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """One query of one token: what its gate adds to it, rounded where the reference rounds."""
+    t, head = tl.program_id(0), tl.program_id(1)
+    d = tl.arange(0, DIM)
+    kind = q_ptr.dtype.element_ty
+    inside = d < HEAD_DIM
+    query = query_ptr + head * RANK * 2 * HEAD_DIM
+    key = key_ptr + (head // HEADS * 2 * HEAD_DIM + d)[:, None] * RANK
+    if PDL:
+        gdc_launch_dependents()
+    gated = tl.load(gated_ptr + t)  # no kernel writes it within a step
+    if PDL:
+        gdc_wait()
+    row = t.to(tl.int64) * tl.num_programs(1) + head
+    q = tl.load(q_ptr + row * HEAD_DIM + d, mask=inside, other=0.0).to(tl.float32)
+    low, high = tl.minimum(q, 0.0), tl.maximum(q, 0.0)
+    out_low, out_high = tl.zeros((DIM,), tl.float32), tl.zeros((DIM,), tl.float32)
+    if gated != 0:
+        for start in range(0, RANK, RANKS):
+            r = start + tl.arange(0, RANKS)
+            at = r[:, None] * 2 * HEAD_DIM + d[None, :]
+            whole = (r < RANK)[:, None] & inside[None, :]
+            hidden = tl.load(query + at, mask=whole, other=0.0).to(tl.float32) * low[None, :]
+            w = tl.load(query + at + HEAD_DIM, mask=whole, other=0.0).to(tl.float32)
+            hidden = tl.sum(hidden + w * high[None, :], 1).to(kind).to(tl.float32)
+            whole = inside[:, None] & (r < RANK)[None, :]
+            w = tl.load(key + r[None, :], mask=whole, other=0.0).to(tl.float32)
+            out_low += tl.sum(w * hidden[None, :], 1)
+            w = tl.load(key + HEAD_DIM * RANK + r[None, :], mask=whole, other=0.0).to(tl.float32)
+            out_high += tl.sum(w * hidden[None, :], 1)
+    out = out_ptr + row * 2 * HEAD_DIM + d
+    tl.store(out, (out_low.to(kind).to(tl.float32) * gated).to(kind), mask=inside)
+    tl.store(out + HEAD_DIM, (out_high.to(kind).to(tl.float32) * gated).to(kind), mask=inside)
+
+
+def learned(q: Tensor, gate: Gate, gated: Tensor) -> Tensor:
+    """`reference_pages.learned`."""
+    (num_tokens, num_heads, head_dim), (query, key) = q.shape, gate
+    out = torch.empty(num_tokens, num_heads, 2 * head_dim, dtype=q.dtype, device=q.device)
+    learned_kernel[(num_tokens, num_heads)](
+        q,
+        query,
+        key,
+        gated,
+        out,
+        HEADS=num_heads // key.shape[0],
+        HEAD_DIM=head_dim,
+        DIM=power_of_two(head_dim),
+        RANK=query.shape[1],
+        RANKS=min(RANKS, power_of_two(query.shape[1])),
+        num_warps=8,
+        **overlap(q.device),
+    )
+    return out
 
 
 def _splits(num_tokens: int, num_kv_heads: int, num_pages: int) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..batch import FfnMode, ForwardBatch, Routing
 from ..config import Activation
-from .reference import Limits
+from .reference import Choice, Limits
 from .reference_pages import Gate
 
 BACKENDS = ("gpu", "cpu", "reference")  # in order of preference
@@ -64,7 +64,7 @@ class Ops:
             float,
             Tensor,
             Tensor,
-            Tensor | None,
+            Choice,
             Activation,
             float,
             FfnMode,
@@ -73,6 +73,7 @@ class Ops:
         Tensor,
     ]
     route: Callable[[Tensor, Tensor, int], Routing]
+    norm_route: Callable[[Tensor, Tensor, float, Tensor, int], tuple[Tensor, Routing]]
     predict_experts: Callable[[Tensor, Tensor, Tensor, float | Tensor, Routing], Tensor]
     experts: Callable[
         [

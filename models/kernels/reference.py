@@ -6,6 +6,8 @@ Letters: T tokens, B requests, H query heads, K key/value heads, D head dim, N n
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,6 +18,7 @@ from . import reference_pages as pages
 from .reference_pages import Gate
 
 Limits = tuple[Tensor, Tensor, Tensor]  # top_k, top_p, min_p, for `draw`
+Choice = Callable[[], Tensor | None]  # finds which neurons are kept, [T, N] bool; None: by the gate
 
 
 def declines(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -297,20 +300,28 @@ def ffn_add(
     eps: float,
     gate_up: Tensor,
     down: Tensor,
-    mask: Tensor | None,
+    choose: Choice,
     activation: Activation,
     threshold: float,
     mode: FfnMode,
     scale: float,
 ) -> Tensor:
-    """`residual + scale * ffn(rms_norm(residual))`."""
+    """`residual + scale * ffn(rms_norm(residual))`, with the mask that `choose` finds."""
     x = rms_norm(residual, norm, eps)
-    return residual + scale * ffn(x, gate_up, down, mask, activation, threshold, mode)
+    return residual + scale * ffn(x, gate_up, down, choose(), activation, threshold, mode)
 
 
 def route(x: Tensor, router: Tensor, num_chosen: int) -> Routing:
     """Softmax over the experts, the best of them renormalised to one: [T, hidden], [E, hidden]."""
     return best_of(linear(x, router), num_chosen)
+
+
+def norm_route(
+    residual: Tensor, norm: Tensor, eps: float, router: Tensor, num_chosen: int
+) -> tuple[Tensor, Routing]:
+    """x = rms_norm(residual), and `route` of it."""
+    x = rms_norm(residual, norm, eps)
+    return x, route(x, router, num_chosen)
 
 
 def best_of(logits: Tensor, num_chosen: int) -> Routing:

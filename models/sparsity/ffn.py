@@ -35,14 +35,13 @@ class SparseFFN(nn.Module):
 
     def forward(self, residual: Tensor, norm: Norm, batch: ForwardBatch, layer: int) -> Tensor:
         """residual + scale * FFN(norm(residual))."""
-        mask = self.mask(residual, norm, batch, layer)
         return self.ops.ffn_add(
             residual,
             norm.weight,
             norm.eps,
             self.gate_up,
             self.down,
-            mask,
+            lambda: self.mask(residual, norm, batch, layer),
             self.activation,
             self.threshold,
             batch.ffn_mode,

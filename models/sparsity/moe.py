@@ -47,8 +47,8 @@ class MoE(nn.Module):
 
     def forward(self, residual: Tensor, norm: Norm, batch: ForwardBatch, layer: int) -> Tensor:
         """residual + scale * the experts' weighted results of norm(residual)."""
-        x = self.ops.rms_norm(residual, norm.weight, norm.eps)
-        routing = self.ops.route(x, self.router.weight, self.num_chosen)
+        router = (self.router.weight, self.num_chosen)
+        x, routing = self.ops.norm_route(residual, norm.weight, norm.eps, *router)
         if self.stacked is not None:
             return self._together(x, residual, routing, self.stacked, batch, layer)
         out = self._in_turn(x, residual, norm, routing, batch, layer)

@@ -93,13 +93,34 @@ def check_ffn_add(num_tokens, hidden, neurons, mode, masked, dtype=torch.float32
     residual, norm = random(num_tokens, hidden, dtype=dtype), random(hidden, seed=4, dtype=dtype)
     kept = torch.rand(num_tokens, neurons, generator=torch.Generator().manual_seed(3)) < 0.2
     mask = kept.to(DEVICE) if masked else None
-    arguments = (gate_up, down, mask, Activation.DRELU, 0.0, mode, 0.7)
+    arguments = (gate_up, down, lambda: mask, Activation.DRELU, 0.0, mode, 0.7)
     want = reference.ffn_add(residual, norm, 1e-5, *arguments)
     close(gpu.ffn_add(residual, norm, 1e-5, *arguments), want)
 
 
+@gpu_only
+def test_what_is_kept_is_found_aside_within_a_graph():
+    residual, norm = random(100, 64), random(64, seed=4)
+    gate_up, down = random(300, 128, seed=1) / 8, random(300, 64, seed=2) / 9
+    fc = random(300, 64, seed=3)
+    rest = (Activation.DRELU, 0.0, FfnMode.DENSE, 0.7)
+
+    def run(backend):
+        weights = (gate_up, down, lambda: residual @ fc.T > 0)
+        return backend.ffn_add(residual, norm, 1e-5, *weights, *rest)
+
+    run(gpu)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = run(gpu)
+    for seed in (7, 8):
+        residual.copy_(random(100, 64, seed=seed))
+        graph.replay()
+        close(got, run(reference))
+
+
 @pytest.mark.parametrize("masked", [True, False])
-@pytest.mark.parametrize("num_tokens", [1, 3])
+@pytest.mark.parametrize("num_tokens", [1, 3, 70])
 @pytest.mark.parametrize("mode", [FfnMode.UNION, FfnMode.DENSE])
 def test_the_ffn_between_norm_and_residual(num_tokens, mode, masked):
     check_ffn_add(num_tokens, 48, 99, mode, masked)
@@ -115,6 +136,11 @@ def check_experts(num_tokens, hidden, neurons, rank, mode, dtype=torch.float32, 
     want = reference.route(x, router, 2)
     routing = gpu.route(x, router, 2)
     torch.testing.assert_close(routing.weights, want.weights, atol=1e-5, rtol=1e-4)
+    norm = random(hidden, seed=6, dtype=dtype)
+    normed, want = reference.norm_route(residual, norm, 1e-5, router, 2)
+    found, chosen = gpu.norm_route(residual, norm, 1e-5, router, 2)
+    close(found, normed)
+    torch.testing.assert_close(chosen.weights, want.weights, atol=5e-3, rtol=5e-2)
     scores = reference.predict_experts(residual, fc1, fc2, 0.2, routing)
     found = gpu.predict_experts(residual, fc1, fc2, 0.2, routing)
     sent = (routing.weights != 0).repeat_interleave(neurons, 1)

@@ -23,7 +23,8 @@ from turbosparse.models.kernels import (
 def _few_programs(monkeypatch):
     """Interpreted, a program takes some ten milliseconds; on a GPU as many as there are."""
     if DEVICE.type == "cpu":
-        monkeypatch.setattr(gpu_attention, "TARGET_PROGRAMS", 16)
+        for module in (gpu_attention, gpu_chosen):
+            monkeypatch.setattr(module, "TARGET_PROGRAMS", 16)
 
 
 def budgets_of(pages: list[int], share=1.0, gated=0.0) -> PageBudgets:
@@ -72,11 +73,17 @@ class Case:
         reference_pages.summarize(caches[0], summary, batch.slots)
         rest = (batch, budgets, self.page_size, self.scale, window)
         want = reference_pages.choose(q, summary, gate, *rest)
-        learned = None if gate is None else reference_pages.learned(q, gate, budgets.gated)
-        learned = None if learned is None else learned.contiguous()
+        learned = None
+        if gate is not None:
+            learned = gpu_pages.learned(q.contiguous(), gate, budgets.gated)
+            close(learned, reference_pages.learned(q, gate, budgets.gated))
         arguments = (q, learned, caches[0], summary, *places, batch.page_tables, budgets)
         got = gpu_pages.choose(*arguments, self.scale, window)
-        return lists(*want), lists(*got)
+        columns, pages, counts = got
+        for t, tables in enumerate(lists(columns, counts)):
+            table = batch.page_tables[batch.request_ids[t]].tolist()
+            assert lists(pages, counts)[t] == [[table[c] for c in head] for head in tables]
+        return lists(*want), lists(columns, counts)
 
 
 def lists(columns: torch.Tensor, counts: torch.Tensor) -> list[list[list[int]]]:
