@@ -16,6 +16,7 @@ from ..weights import Checkpoint, assign
 from .blocks import Gate
 
 KIND = "attention-gates"
+OWN = "attention_gates"  # the folder in a checkpoint with the gates that it carries
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,12 @@ class GateInfo:
     rank: int
     page_size: int
     measured: str | None = None
+
+
+def own(model: Path) -> Path | None:
+    """The gates that a checkpoint directory carries, if it does."""
+    folder = model / OWN
+    return folder if folder.is_dir() else None
 
 
 def attention_of(layer: torch.nn.Module) -> Attention:

@@ -28,6 +28,7 @@ from ..load import DTYPES, load, read_config
 from ..progress import bar
 from ..sparsity.blocks import Gate
 from ..sparsity.gates import KIND, attention_of
+from ..sparsity.gates import own as gates_of
 from .gate_quality import Quality, measure
 from .output import check_destination, filled, write_json
 from .page_mass import divergence, look, sample_places
@@ -281,6 +282,7 @@ def run(arguments: argparse.Namespace) -> None:
         budgets=arguments.budgets,
     )
     print(str(quality).replace("; ", "\n"))
-    print(
-        f"wrote {arguments.out}: serve it with --attention gate --attention-gates {arguments.out}"
-    )
+    carried = gates_of(arguments.model)
+    is_own = carried is not None and carried.resolve() == arguments.out.resolve()
+    flag = "" if is_own else f" --attention-gates {arguments.out}"
+    print(f"wrote {arguments.out}: turbosparse serve {arguments.model} --attention gate{flag}")
