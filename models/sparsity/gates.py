@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..attention import Attention
-from ..config import ModelError
+from ..config import ModelConfig, ModelError
 from ..decoder import Decoder
 from ..fields import Fields, read_object
 from ..identity import Identity
@@ -26,6 +26,11 @@ class GateInfo:
     rank: int
     page_size: int
     measured: str | None = None
+
+
+def empty(config: ModelConfig, rank: int) -> Gate:
+    """A layer's gate, without values yet."""
+    return Gate(config.num_heads, config.num_kv_heads, config.head_dim, rank)
 
 
 def own(model: Path) -> Path | None:
@@ -65,7 +70,7 @@ def attach(decoder: Decoder, directory: Path, page_size: int, served: Identity) 
     for i, layer in enumerate(decoder.layers):
         attention = attention_of(layer)
         with torch.device("meta"):
-            gate = Gate(decoder.config, info.rank)
+            gate = empty(decoder.config, info.rank)
         for name, wanted in gate.named_parameters():
             value = checkpoint.read(f"layers.{i}.{name}")
             if value.shape != wanted.shape:

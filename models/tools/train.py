@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -15,8 +16,10 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from ..config import Activation, ModelError
-from . import corpus
-from .assess import Scores, assess
+from ..fields import read_object
+from ..sparsity.gates import OWN
+from . import corpus, own_gates
+from .assess import Scores, assess, rows_of_text
 from .card import model_card
 from .exam import cases, publish
 from .fit import Data, Optimizer, Recipe, fit
@@ -87,6 +90,7 @@ def train(
     Raises ModelError, before anything is trained, when the data or `out` cannot be used.
     """
     check_destination(out)
+    own_gates.check(recipe)
     torch.manual_seed(recipe.seed)
     torch.set_float32_matmul_precision("high")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -98,7 +102,8 @@ def train(
     taken = time.perf_counter() - started
     print(f"{sum(r.num_tokens for r in rows) / 1e6:.1f} M tokens in {taken:.0f} s", flush=True)
     model = TurboSparse(sizes).to(device)
-    done = fit(model, rows, recipe, compiled=compiled)
+    gates = own_gates.begin(model, recipe)
+    done = fit(model, rows, recipe, compiled=compiled, gates=gates)
     round_to_published(model)
     torch.set_float32_matmul_precision("highest")
     started = time.perf_counter()
@@ -131,17 +136,25 @@ def train(
         "README.md": model_card(record),
     }
     save(out, model, tokenizer, files)
+    if gates:
+        tokens = corpus.encode(tokenizer, [read.held_out_text])
+        own_gates.publish(out, gates, recipe, rows_of_text(tokens, recipe.long_length - 1)[0])
     return scores
 
 
 def save(out: Path, model: TurboSparse, tokenizer: Tokenizer, files: dict[str, object]) -> None:
-    """Write the published layout; after a failure `out` is as it was."""
+    """Write the published layout; after a failure `out` is as it was.
+
+    Gates of the weights that were there before go with them.
+    """
     with filled(out) as folder:
         save_file(model.published(), folder / "model.safetensors", metadata={"format": "pt"})
         tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
         for name, content in files.items():
             text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
             (folder / name).write_text(text, encoding="utf-8")
+    if (out / OWN).is_dir():
+        shutil.rmtree(out / OWN)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -165,6 +178,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--conversations", type=int, default=Recipe().conversations, help="generated dialogues"
     )
     parser.add_argument("--questions", type=int, default=Recipe().questions_per_task, help="a task")
+    parser.add_argument(
+        "--page-budget",
+        type=int,
+        default=Recipe().page_budget,
+        help="tokens of context that long rows learn to get by with, chosen by gates that are "
+        "trained along and that the model then carries (default: 0, all)",
+    )
     parser.add_argument("--cache", type=Path, help="folder to keep the prepared rows in")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="to prepare")
     parser.add_argument("--no-compile", action="store_true", help="for GPUs without Triton")
@@ -186,6 +206,7 @@ def run(arguments: argparse.Namespace) -> None:
         learning_rate=arguments.learning_rate,
         conversations=arguments.conversations,
         questions_per_task=arguments.questions,
+        page_budget=arguments.page_budget,
     )
     activation = Activation(arguments.activation)
     sizes = Sizes() if activation is Activation.DRELU else Sizes(activation=activation, rank=0)
@@ -226,9 +247,10 @@ def train_with(arguments: argparse.Namespace, sizes: Sizes, recipe: Recipe) -> N
 
 
 def write_card(out: Path, twins: list[Path]) -> None:
-    """README.md of a trained checkpoint, from its own record and those of its twins."""
+    """README.md of a trained checkpoint, from its own record, its gates' and those of its twins."""
     own, *others = [read_record(folder) for folder in (out, *twins)]
-    (out / "README.md").write_text(model_card(own, others), encoding="utf-8")
+    gates = read_object(out / OWN / "config.json", optional=True)
+    (out / "README.md").write_text(model_card(own, others, dict(gates)), encoding="utf-8")
 
 
 def read_record(folder: Path) -> dict:
