@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from ..config import Activation, ModelError
 from ..fields import read_object
 from ..sparsity.gates import OWN
-from . import corpus, own_gates
+from . import corpus, long_text, own_gates
 from .assess import Scores, assess, rows_of_text
 from .card import model_card
 from .exam import cases, publish
@@ -27,6 +27,7 @@ from .greedy import answers, prompt
 from .output import check_destination, filled
 from .prepare import Texts, prepare
 from .tasks.exchange import Case
+from .text import read_tokenizer
 from .trainable import Sizes, TurboSparse
 
 SAMPLES = (
@@ -193,6 +194,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--card-only", action="store_true", help="write --out's model card anew")
     parser.add_argument("--prepare-only", action="store_true", help="fill --cache, train nothing")
+    parser.add_argument(
+        "--long-text",
+        type=Path,
+        help="folder to write text.txt and held-out.txt to, in --out's tokens like its long rows: "
+        "for train-gates; trains nothing",
+    )
     parser.add_argument("--exam", type=Path, help="folder to write the exam's questions to")
 
 
@@ -213,6 +220,11 @@ def run(arguments: argparse.Namespace) -> None:
     if not arguments.card_only:
         if arguments.data is None:
             raise ModelError("--data is needed: the folder with the training text")
+        if arguments.long_text is not None:
+            texts, tokenizer = Texts.read(arguments.data), read_tokenizer(arguments.out)
+            long_text.write(arguments.long_text, texts, tokenizer, recipe.long_length)
+            print(f"wrote {arguments.long_text}")
+            return
         if arguments.prepare_only:
             fill_cache(arguments, sizes, recipe)
             return

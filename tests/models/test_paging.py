@@ -26,7 +26,13 @@ from turbosparse.models.tools.trainable import TurboSparse
 
 PAGE, BUDGET, LENGTH = 4, 24, 256  # tokens: six pages of sixty-four
 PAGED = dataclasses.replace(
-    RECIPE, page_budget=BUDGET, page_size=PAGE, page_rank=8, page_places=24, long_every=2
+    RECIPE,
+    page_budget=BUDGET,
+    page_size=PAGE,
+    page_rank=8,
+    page_places=24,
+    max_steps=8,
+    long_every=2,
 )
 PLACES = torch.arange(32, LENGTH, 9)
 
@@ -134,7 +140,7 @@ def trained(tmp_path_factory):
     (out / "attention_gates").mkdir(parents=True)
     (out / "attention_gates" / "stale.txt").write_text("of other weights")
     data = write_data(tmp_path_factory.mktemp("data"))
-    text = "".join(f"The {i} is long .\n" for i in range(400))
+    text = "".join(f"The {i} is long .\n" for i in range(60))
     write(data, "wikitext2.test.txt.gz", text)
     with torch.enable_grad():
         train.train(data, out, SIZES, PAGED, compiled=False, processes=1)
