@@ -40,13 +40,11 @@ def prepare(config: EngineConfig, decoder: Decoder, max_model_len: int) -> Atten
                 raise ModelError(f"{name} needs attention bound or gate, or a page_budget")
         return None
     modes, measured = [AttentionMode.FULL, AttentionMode.BOUND], None
-    if config.attention_gates is not None:
+    folder, given_by = _gates(config)
+    if folder is not None:
         modes.append(AttentionMode.GATE)
         served = Identity.of(Path(config.model), decoder.config)
-        folder = Path(config.attention_gates)
         measured = gates.attach(decoder, folder, config.page_size, served).measured
-    elif config.attention == AttentionMode.GATE:
-        raise ModelError("attention=gate needs attention_gates, a folder of trained gates")
     return AttentionInfo(
         mode=config.attention,
         modes=[mode.value for mode in modes],
@@ -55,7 +53,22 @@ def prepare(config: EngineConfig, decoder: Decoder, max_model_len: int) -> Atten
         least_budget=MIN_BUDGET * config.page_size,
         beyond=config.attention_from or 0,
         gates=measured,
+        gates_from=given_by,
     )
+
+
+def _gates(config: EngineConfig) -> tuple[Path | None, str | None]:
+    """The folder of gates that was given, else the model's own, and what is said of where it is
+    from; raises ModelError where gates are asked for and there are none."""
+    if config.attention_gates is not None:
+        return Path(config.attention_gates), config.attention_gates
+    own = gates.own(Path(config.model))
+    if own is None and config.attention == AttentionMode.GATE:
+        raise ModelError(
+            "attention=gate needs attention_gates, a folder of trained gates, or a model that "
+            f"carries its own: {config.model} has no folder {gates.OWN}"
+        )
+    return own, None if own is None else "model"
 
 
 def calibrated(
@@ -102,6 +115,9 @@ def describe(info: AttentionInfo) -> str | None:
     """What is approximate about a request that does not say otherwise; None: nothing."""
     if info.mode == AttentionMode.FULL:
         return None
+    gated = info.mode == AttentionMode.GATE
     share = f", or less that gets {info.share:.0%} of the attention" if info.share < 1 else ""
-    measured = f"; {info.gates}" if info.mode == AttentionMode.GATE and info.gates else ""
-    return f"attention reads {info.budget} tokens of the context by {info.mode}{share}{measured}"
+    own = " of its own" if gated and info.gates_from == "model" else ""
+    measured = f"; {info.gates}" if gated and info.gates else ""
+    by = f"{info.mode}{own}{share}{measured}"
+    return f"attention reads {info.budget} tokens of the context by {by}"

@@ -28,7 +28,7 @@ class EngineConfig:
     attention: str = "full"  # full, bound or gate, for requests that do not say
     page_budget: int | None = None  # context that a token may then read
     page_share: float = 1.0  # and no more pages than what is thought to get this share of attention
-    attention_gates: str | None = None  # a folder of trained gates
+    attention_gates: str | None = None  # a folder of trained gates; None: the model's own, if any
     attention_from: int | None = None  # shorter contexts are read in full; None: measured
     ffn_mode: str | None = None  # token, union or dense for every step; None: measured at start
     recalibrate: bool = False  # measure the FFN modes even if an earlier start has

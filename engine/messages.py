@@ -96,6 +96,7 @@ class AttentionInfo:
     least_budget: int  # a smaller one leaves nothing to choose
     beyond: int  # shorter contexts are read in full
     gates: str | None = None  # what the trained gates were measured to do
+    gates_from: str | None = None  # "model": its own; else the folder that was given
 
     def reads_in_full(self, budget: int, share: float) -> int:
         """Up to which context a request of this budget and share reads all of it, in tokens.

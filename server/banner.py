@@ -39,6 +39,10 @@ def _attention(info: EngineInfo) -> dict[str, str]:
         return {}
     others = ", ".join(mode for mode in offered.modes if mode != offered.mode)
     from_where = f", beyond {offered.beyond:,}" if offered.beyond else ""
-    return {
+    says = {
         "attention": f"{offered.mode}, by request {others}; {offered.budget:,} tokens{from_where}"
     }
+    if offered.gates_from is None:
+        return says
+    whose = "the model's own" if offered.gates_from == "model" else offered.gates_from
+    return says | {"gates": f"{whose}; {offered.gates}" if offered.gates else whose}

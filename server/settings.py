@@ -53,7 +53,9 @@ class Settings:
     page_share: float = flag(
         1.0, "and no more pages than are thought to get this share of the attention"
     )
-    attention_gates: str | None = flag(None, "folder or repository of gates for --attention gate")
+    attention_gates: str | None = flag(
+        None, "folder or repository of gates for --attention gate; default: the model's own, if any"
+    )
     attention_from: int | None = flag(
         None, "shorter contexts are read in full; default: from where it is faster, measured", low=0
     )

@@ -145,6 +145,15 @@ def test_every_folder_of_code_is_packaged():
     assert set(settings["tool"]["setuptools"]["packages"]) == expected
 
 
+def test_all_of_the_bundled_model_is_packaged():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    patterns = [*settings["package-data"]["turbosparse.models.tiny"], "__init__.py"]
+    tiny = ROOT / "models" / "tiny"
+    packaged = {path for pattern in patterns for path in tiny.glob(pattern)}
+    own = (path for path in tiny.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    assert set(own) <= packaged
+
+
 @pytest.mark.parametrize("path", sources(*FLOORS, "tests", "benchmarks"), ids=name)
 def test_files_stay_readable(path):
     lines = path.read_text().splitlines()

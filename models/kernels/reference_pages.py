@@ -55,36 +55,49 @@ def _signed(q: Tensor) -> Tensor:
     return torch.cat((q.clamp(max=0), q.clamp(min=0)), -1)
 
 
-def estimate(probes: Tensor, summary: Tensor, scale: float) -> Tensor:
-    """The share of attention that each of P complete pages is thought to get: [K, P] float32.
+def estimate(
+    probes: Tensor, summary: Tensor, scale: float, complete: Tensor | None = None
+) -> Tensor:
+    """The share of attention that each of P pages is thought to get: [..., K, P] float32.
 
-    probes [H, 2D], summary [P, K, 2, D]. Each head's estimates are a softmax over the pages, and
-    the heads of a group are averaged: the best choice is then the one that most of the group's
-    attention falls on. A maximum over heads would spend the group's budget on whichever of them
-    has the largest scores, though only differences within a head mean anything.
+    probes [..., H, 2D], summary [..., P, K, 2, D]; of those that are not `complete` [..., P], if
+    that is given, none. Each head's estimates are a softmax over the pages, and the heads of a
+    group are averaged: the best choice is then the one that most of the group's attention falls on.
+    A maximum over heads would spend the group's budget on whichever of them has the largest
+    scores, though only differences within a head mean anything.
     """
-    grouped = probes.view(summary.shape[1], -1, probes.shape[1]).float()
-    scores = torch.einsum("kgf,pkf->kgp", grouped, summary.flatten(2).float()) * scale
-    return scores.softmax(-1).mean(1)
+    keys = summary.flatten(-2).float()
+    grouped = probes.view(*probes.shape[:-2], keys.shape[-2], -1, probes.shape[-1]).float()
+    scores = torch.einsum("...kgf,...pkf->...kgp", grouped, keys) * scale
+    if complete is not None:  # a token of the first page has none at all
+        scores = scores.masked_fill(~complete[..., None, None, :], torch.finfo(scores.dtype).min)
+    return scores.softmax(-1).mean(-2)
 
 
-def keep(mass: Tensor, num_pages: int, share: float) -> Tensor:
-    """Which of P complete pages a token reads, besides the one it stands in: [K, P] -> [K, P] bool.
+def keep(mass: Tensor, num_pages: int, share: float, complete: Tensor | None = None) -> Tensor:
+    """Which of P pages a token reads, besides the one it stands in: [..., K, P] -> the same, bool.
 
     The first and the last, then the largest: `num_pages` in all, the token's own among them, and
     with a share below 1 no more than reach it. Of equals the earlier page; who is as large as the
-    last one that the share needs is kept too.
+    last one that the share needs is kept too. `complete` [..., P] says between which of the pages
+    it chooses, all in a row; None: between all.
     """
-    priority = mass.clone()
-    priority[:, [0, -1]] = torch.inf
+    pages = torch.arange(mass.shape[-1], device=mass.device)
+    if complete is None:
+        complete = torch.ones_like(pages, dtype=torch.bool)
+    first = complete.int().argmax(-1, keepdim=True)
+    last = first + complete.sum(-1, keepdim=True) - 1
+    ends = complete & ((pages == first) | (pages == last))
+    priority = mass.masked_fill(ends[..., None, :], torch.inf)
+    priority = priority.masked_fill(~complete[..., None, :], -torch.inf)
     ordered, order = priority.sort(dim=-1, descending=True, stable=True)
-    true_mass = mass.gather(1, order)
+    true_mass = mass.gather(-1, order)
     before = true_mass.cumsum(-1) - true_mass
     wanted = (before < share) | (share >= 1) | (ordered == torch.inf)
+    wanted &= ordered > -torch.inf
     least = torch.where(wanted, ordered, torch.inf).amin(-1, keepdim=True)
-    ranks = torch.arange(mass.shape[1], device=mass.device)
-    wanted = (ordered >= least) & (ranks < num_pages - 1)
-    return torch.zeros_like(wanted).scatter_(1, order, wanted)
+    wanted = (ordered >= least) & (pages < num_pages - 1)
+    return torch.zeros_like(wanted).scatter_(-1, order, wanted)
 
 
 def choose(

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+import torch
 from torch import Tensor, nn
 
-from ..config import ModelConfig
 from ..kernels.reference_pages import MIN_BUDGET as MIN_BUDGET
 from ..layers import weight
 
@@ -27,11 +27,15 @@ class AttentionMode(StrEnum):
 class Gate(nn.Module):
     """One layer's learned part of the estimate: `reference_pages.probe`."""
 
-    def __init__(self, config: ModelConfig, rank: int) -> None:
+    def __init__(self, num_heads: int, num_kv_heads: int, head_dim: int, rank: int) -> None:
         super().__init__()
-        width = 2 * config.head_dim
-        self.query = weight(config.num_heads, rank, width)
-        self.key = weight(config.num_kv_heads, width, rank)
+        self.query = weight(num_heads, rank, 2 * head_dim)
+        self.key = weight(num_kv_heads, 2 * head_dim, rank)
+
+    def begin(self, generator: torch.Generator) -> None:
+        """Say what the bound says: what is added is zero, and can be learned from there."""
+        self.query.data.normal_(std=self.query.shape[-1] ** -0.5, generator=generator)
+        self.key.data.zero_()
 
     @property
     def projections(self) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..attention import Attention
-from ..config import ModelError
+from ..config import ModelConfig, ModelError
 from ..decoder import Decoder
 from ..fields import Fields, read_object
 from ..identity import Identity
@@ -16,6 +16,7 @@ from ..weights import Checkpoint, assign
 from .blocks import Gate
 
 KIND = "attention-gates"
+OWN = "attention_gates"  # the folder in a checkpoint with the gates that it carries
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,17 @@ class GateInfo:
     rank: int
     page_size: int
     measured: str | None = None
+
+
+def empty(config: ModelConfig, rank: int) -> Gate:
+    """A layer's gate, without values yet."""
+    return Gate(config.num_heads, config.num_kv_heads, config.head_dim, rank)
+
+
+def own(model: Path) -> Path | None:
+    """The gates that a checkpoint directory carries, if it does."""
+    folder = model / OWN
+    return folder if folder.is_dir() else None
 
 
 def attention_of(layer: torch.nn.Module) -> Attention:
@@ -58,7 +70,7 @@ def attach(decoder: Decoder, directory: Path, page_size: int, served: Identity) 
     for i, layer in enumerate(decoder.layers):
         attention = attention_of(layer)
         with torch.device("meta"):
-            gate = Gate(decoder.config, info.rank)
+            gate = empty(decoder.config, info.rank)
         for name, wanted in gate.named_parameters():
             value = checkpoint.read(f"layers.{i}.{name}")
             if value.shape != wanted.shape:

@@ -59,7 +59,7 @@ def assess(
     `model` should hold the weights as they are published.
     """
     model.eval()
-    prose = _rows(texts, length)
+    prose = rows_of_text(texts, length)
     ids, weights = (torch.from_numpy(a) for a in corpus.pack(chats, length, 0))
     accuracy = _accuracy(model, tokenizer, cases, answer_tokens, masked=True)
     unmasked = accuracy  # without predictors both are one function
@@ -76,7 +76,7 @@ def assess(
     )
 
 
-def _rows(documents: list[corpus.Encoded], length: int) -> tuple[Tensor, Tensor]:
+def rows_of_text(documents: list[corpus.Encoded], length: int) -> tuple[Tensor, Tensor]:
     """Text cut into rows that each begin with `<s>`, as in training: [rows, length + 1].
 
     Nothing is left out but the last piece.

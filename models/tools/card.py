@@ -38,8 +38,9 @@ GOALS = {
 TWIN_NAMES = {"silu": "SwiGLU", "relu": "ReLU on the gate", "drelu": "dReLU, predictors"}
 
 
-def model_card(record: dict, twins: Sequence[dict] = ()) -> str:
-    """README.md of the checkpoint, from the numbers of its own training run and its twins'."""
+def model_card(record: dict, twins: Sequence[dict] = (), gates: dict | None = None) -> str:
+    """README.md of the checkpoint, from the numbers of its own training run and its twins', and
+    what the gates that it carries say of themselves."""
     scores = record["scores"]
     sources = "\n".join(f"| {name} | {licence} | {what} |" for name, licence, what in SOURCES)
     chats = "\n\n".join(f"> {question}\n\n{said}" for question, said in record["samples"])
@@ -88,7 +89,7 @@ trained on.
 {_layers(scores)}
 
 The mask is part of this model: "with the mask off" is another function, shown to compare.
-{_side_by_side(record, twins) if twins else ""}
+{_attention(gates["quality"]) if gates else ""}{_side_by_side(record, twins) if twins else ""}
 ## Samples (greedy)
 
 {chats}
@@ -131,8 +132,45 @@ def _training(record: dict) -> str:
         f"in {recipe['masked_share']:.0%} of the rows, and was learned through by a "
         "straight-through estimator, with a pressure against keeping more than "
         f"{recipe['target']:.0%} of a layer's neurons or {recipe['mean_target']:.1%} of all, and "
-        "one against dropping activations."
+        f"one against dropping activations.{_paged(recipe)}"
     )
+
+
+def _paged(recipe: dict) -> str:
+    budget = recipe.get("page_budget", 0)  # models from before it could be given have none
+    if not budget:
+        return ""
+    return (
+        f" After {recipe['paged_from']:.0%} of the steps {recipe['paged_share']:.0%} of the long "
+        f"rows read only {budget} tokens of their context, in pages of {recipe['page_size']} that "
+        "gates chose, which were trained along to expect the attention that each page gets."
+    )
+
+
+def _attention(quality: dict) -> str:
+    """What the gates in `attention_gates` do, beside the bound, which needs none."""
+    budgets = quality["gate"].keys()
+    rows = [
+        f"| {budget} | {by} | {cost['recall']:.1%} | "
+        f"{' '.join(format(100 * share, '.0f') for share in cost['recall_by_layer'])} | "
+        f"{cost['perplexity'] / quality['perplexity'] - 1:+.1%} | {cost['nats']:.3f} |"
+        for budget in budgets
+        for by, cost in (("bound", quality["bound"][budget]), ("gate", quality["gate"][budget]))
+    ]
+    told = (
+        "This model carries gates for `--attention gate` in `attention_gates`. Measured on "
+        f"{quality['num_tokens']:,} tokens of {quality['text']}, {quality['window']} at a time, "
+        "every one of which reads only as many tokens of its context as the budget says."
+    )
+    return f"""
+## Sparse attention
+
+{fill(told, 100)}
+
+| budget | by | attention recalled | by layer, % | perplexity | nats a token off |
+| --- | --- | --- | --- | --- | --- |
+{chr(10).join(rows)}
+"""
 
 
 def _exam(record: dict) -> str:

@@ -10,6 +10,7 @@ with its mask and the one without stay one model. Knows no file and no text.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -17,8 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..sparsity.blocks import Gate
 from .corpus import Encoded
 from .mlp import beyond
+from .page_mass import sample_places
+from .paging import PagedStep
 from .trainable import TurboSparse
 
 
@@ -69,6 +73,13 @@ class Recipe:
     questions_per_task: int = 300
     long_questions: int = 100  # the same, for pass keys
     answer_tokens: int = 96
+    # Long rows that read a part of their context, chosen by gates that are trained along.
+    page_budget: int = 0  # tokens; 0: every row reads all of its context, and there are no gates
+    page_size: int = 16
+    page_rank: int = 32  # of the gates
+    page_places: int = 64  # of a row, whose attention the gates learn from
+    paged_from: float = 0.5  # of the steps; before, the gates learn what they will choose by
+    paged_share: float = 0.5  # of the long rows, from then on: prompts are served in full
     seed: int = 0
 
 
@@ -117,13 +128,22 @@ class Step:
     loss: Tensor
     kept: Tensor  # [layers]
     lost: Tensor  # mean over layers
+    gates_off: Tensor | None  # nats from the true attention of pages, mean over layers
 
 
 class Optimization:
-    """A model being trained on ordinary and long rows: `step()` is one update."""
+    """A model being trained on ordinary and long rows: `step()` is one update.
+
+    With gates, one a layer, long rows are paged.
+    """
 
     def __init__(
-        self, model: TurboSparse, data: tuple[Data, Data], recipe: Recipe, compiled: bool
+        self,
+        model: TurboSparse,
+        data: tuple[Data, Data],
+        recipe: Recipe,
+        compiled: bool,
+        gates: Sequence[Gate] = (),
     ) -> None:
         self.model, self.recipe = model, recipe
         self.ordinary, self.long = data
@@ -132,10 +152,18 @@ class Optimization:
         self.losses = torch.compile(self._losses, dynamic=False) if compiled else self._losses
         self.generator = torch.Generator().manual_seed(recipe.seed)
         self.optimizers = optimizers(model, recipe)
+        self.gates = list(gates)
+        if gates:
+            learned = [parameter for gate in gates for parameter in gate.parameters()]
+            rate = recipe.learning_rate
+            self.optimizers.append(torch.optim.AdamW(learned, rate, weight_decay=0.0))
 
-    def _losses(self, ids: Tensor, weights: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
+    def _losses(
+        self, ids: Tensor, weights: Tensor, masked: Tensor, paged: PagedStep | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The weighted mean loss, and the layers' [imitation, kept, lost]."""
-        logits, sparsity = self.model(ids[:, :-1], masked, self.recipe.positive_weight)
+        weight = self.recipe.positive_weight
+        logits, sparsity = self.model(ids[:, :-1], masked, weight, paged=paged)
         losses = F.cross_entropy(
             logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none"
         )
@@ -151,8 +179,12 @@ class Optimization:
         ids, weights = data.batch(rows, self.generator)
         share = masked_share(recipe, progress)
         masked = (torch.rand(rows, 1, 1, generator=self.generator) < share).float().to(self.device)
+        paged = self._paged(rows, progress) if is_long and self.gates else None
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            loss, sparsity = self.losses(ids, weights, masked)
+            if paged is None:
+                loss, sparsity = self.losses(ids, weights, masked)
+            else:  # not compiled: sorting and a dense mask have little to gain
+                loss, sparsity = self._losses(ids, weights, masked, paged)
         imitation, kept, lost = sparsity.unbind(1)
         excess = beyond(kept, recipe.target)
         excess_of_all = beyond(kept.mean(), recipe.mean_target)
@@ -162,6 +194,9 @@ class Optimization:
         if share:
             total = total + recipe.pressure * excess.sum()
             total = total + recipe.mean_pressure * excess_of_all
+        gates_off = None if paged is None else torch.stack(paged.losses)
+        if gates_off is not None:  # of parameters that nothing else depends on
+            total = total + gates_off.sum()
         total.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
@@ -169,7 +204,20 @@ class Optimization:
                 group["lr"] = learning_rate
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return Step(loss.detach(), kept.detach(), lost.detach().mean())
+        off = None if gates_off is None else gates_off.detach().mean()
+        return Step(loss.detach(), kept.detach(), lost.detach().mean(), off)
+
+    def _paged(self, num_rows: int, progress: float) -> PagedStep:
+        """What the rows of a long step read, and where the gates look."""
+        recipe, chosen = self.recipe, None
+        if progress >= recipe.paged_from:
+            draws = torch.rand(num_rows, generator=self.generator)
+            chosen = (draws < recipe.paged_share).to(self.device)
+        seed = (recipe.seed, int(torch.randint(1 << 31, (), generator=self.generator)))
+        size = recipe.page_size
+        places = sample_places(recipe.page_places, recipe.long_length, size, seed)
+        budget = -(-recipe.page_budget // size)
+        return PagedStep(self.gates, size, budget, chosen, places.to(self.device))
 
     def seconds_per_step(self) -> float:
         """Measured with a learning rate of next to nothing, once both kinds have been compiled."""
@@ -215,28 +263,34 @@ def optimizers(model: TurboSparse, recipe: Recipe) -> list[torch.optim.Optimizer
 
 
 def fit(
-    model: TurboSparse, data: tuple[Data, Data], recipe: Recipe, *, compiled: bool
+    model: TurboSparse,
+    data: tuple[Data, Data],
+    recipe: Recipe,
+    *,
+    compiled: bool,
+    gates: Sequence[Gate] = (),
 ) -> dict[str, float]:
     """Train in place until the time is up or the steps are made; returns what was done."""
     model.train()
-    run = Optimization(model, data, recipe, compiled)
+    run = Optimization(model, data, recipe, compiled, gates)
     seconds = run.seconds_per_step()
     num_steps = max(1, min(recipe.max_steps, int(recipe.minutes * 60 / seconds)))
     tokens = recipe.batch * recipe.length
     print(f"{seconds * 1e3:.0f} ms and {tokens} tokens a step: {num_steps} steps", flush=True)
     started = time.perf_counter()
-    recent = []
+    recent, off = [], None
     for i in range(num_steps):
         progress = i / num_steps
         rate = learning_rate(recipe, progress, i)
         done = run.step(i, progress, rate)
         recent = [*recent[-63:], done.loss]
+        off = off if done.gates_off is None else done.gates_off
         if i % 100 == 0 or i == num_steps - 1:
             loss = torch.stack(recent).mean().item()
             print(
                 f"step {i:6}/{num_steps}  loss {loss:.4f}  kept {done.kept.mean().item():6.1%}  "
                 f"({done.kept.min().item():.1%} to {done.kept.max().item():.1%})  "
-                f"lost {done.lost.item():6.1%}  lr {rate:.1e}  "
+                f"lost {done.lost.item():6.1%}  lr {rate:.1e}  {_told(off)}"
                 f"{time.perf_counter() - started:.1f} s",
                 flush=True,
             )
@@ -245,4 +299,8 @@ def fit(
         "tokens": num_steps * tokens,
         "seconds": time.perf_counter() - started,
         "final_loss": loss,
-    }
+    } | ({} if off is None else {"gates_off": off.item()})
+
+
+def _told(off: Tensor | None) -> str:
+    return "" if off is None else f"gates {off.item():.3f} nats off  "

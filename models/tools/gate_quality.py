@@ -12,10 +12,10 @@ from torch import Tensor
 from ..attention import LayerCache
 from ..batch import ForwardBatch, PageBudgets
 from ..decoder import Decoder
-from ..kernels.reference_pages import Gate, estimate, first_page, keep, probe
+from ..kernels.reference_pages import Gate, estimate, keep, probe
 from ..sequence import sequence_batch
 from ..sparsity.gates import attention_of
-from .page_mass import Seen, look, sample_places
+from .page_mass import Seen, complete_pages, look, sample_places
 
 PLACES = 32  # of a window and layer, where the attention that is recalled is added up
 
@@ -138,16 +138,16 @@ def _recalled(
 ) -> Tensor:
     """One layer's: by what estimates, or by what it `knows` of the truth."""
     summary, true = seen.summary(page_size), seen.mass(places, page_size)
-    probes = probe(seen.q[places], gate, torch.ones(len(places), device=places.device))
-    shares: list[Tensor] = []
-    for one, mass, place in zip(probes, true, map(int, places), strict=True):
-        first, last = first_page(place, page_size, seen.window), place // page_size
-        grouped = mass.view(summary.shape[1], -1, mass.shape[1]).mean(1)  # [K, pages]
-        complete = grouped[:, first:last]
-        estimated = complete if knows else estimate(one, summary[first:last], seen.scale)
-        kept = keep(estimated, pages, 1.0) if last > first else complete.bool()
-        shares.append((complete * kept).sum(1) + grouped[:, last])
-    return torch.stack(shares).mean()
+    num_pages, num_kv_heads = summary.shape[:2]
+    complete = complete_pages(places, num_pages, page_size, seen.window)
+    mass = true.view(len(places), num_kv_heads, -1, true.shape[-1]).mean(2)  # [S, K, pages]
+    own = (places // page_size)[:, None, None].expand(-1, num_kv_heads, 1)
+    estimated = mass[..., :num_pages]
+    if not knows:
+        probes = probe(seen.q[places], gate, torch.ones(len(places), device=places.device))
+        estimated = estimate(probes, summary, seen.scale, complete)
+    kept = keep(estimated, pages, 1.0, complete)
+    return ((mass[..., :num_pages] * kept).sum(-1) + mass.gather(-1, own)[..., 0]).mean()
 
 
 def _budgets(num_tokens: int, pages: int, *, gated: bool, device: torch.device) -> PageBudgets:

@@ -29,9 +29,7 @@ class Seen:
 
     def summary(self, page_size: int) -> Tensor:
         """Of the pages that the window fills: [P, K, 2, D]."""
-        num_tokens = len(self.k) // page_size * page_size
-        pages = self.k[:num_tokens].reshape(-1, page_size, *self.k.shape[1:])
-        return torch.stack((pages.amin(1), pages.amax(1)), 2)
+        return summary_of(self.k, page_size)
 
     def mass(self, places: Tensor, page_size: int) -> Tensor:
         """What each page gets of each head's attention at `places` [S]: [S, H, pages] that add up
@@ -45,6 +43,14 @@ class Seen:
         missing = -num_tokens % page_size
         whole = nn.functional.pad(weights, (0, missing))
         return whole.view(*whole.shape[:2], -1, page_size).sum(-1)
+
+
+def summary_of(k: Tensor, page_size: int) -> Tensor:
+    """Of the pages that keys [..., T, K, D] fill: [..., P, K, 2, D]."""
+    num_pages = k.shape[-3] // page_size
+    shape = (*k.shape[:-3], num_pages, page_size, *k.shape[-2:])
+    pages = k[..., : num_pages * page_size, :, :].reshape(shape)
+    return torch.stack((pages.amin(-3), pages.amax(-3)), -2)
 
 
 def look(decoder: Decoder, ids: Tensor) -> list[Seen]:
@@ -83,7 +89,7 @@ def divergence(seen: Seen, gate: Gate | None, places: Tensor, page_size: int) ->
     """KL(true || estimated) over the complete pages that each of `places` [S] sees, mean over them
     and the heads: a scalar that gradients flow back from."""
     summary = seen.summary(page_size)
-    complete = _complete(places, len(summary), page_size, seen.window)[:, None]
+    complete = complete_pages(places, len(summary), page_size, seen.window)[:, None]
     true = seen.mass(places, page_size)[..., : len(summary)].masked_fill(~complete, 0)
     true = true / true.sum(-1, keepdim=True).clamp(min=1e-30)
     probes = probe(seen.q[places], gate, torch.ones(len(places), device=places.device))
@@ -93,7 +99,7 @@ def divergence(seen: Seen, gate: Gate | None, places: Tensor, page_size: int) ->
     return (true * (true.clamp(min=1e-30).log() - estimated)).sum(-1).mean()
 
 
-def _complete(places: Tensor, num_pages: int, page_size: int, window: int | None) -> Tensor:
+def complete_pages(places: Tensor, num_pages: int, page_size: int, window: int | None) -> Tensor:
     """Which pages lie before the one that each place is in, and are seen from it: [S, P] bool."""
     pages = torch.arange(num_pages, device=places.device)
     before = pages < places[:, None] // page_size

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -15,8 +16,10 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from ..config import Activation, ModelError
-from . import corpus
-from .assess import Scores, assess
+from ..fields import read_object
+from ..sparsity.gates import OWN
+from . import corpus, long_text, own_gates
+from .assess import Scores, assess, rows_of_text
 from .card import model_card
 from .exam import cases, publish
 from .fit import Data, Optimizer, Recipe, fit
@@ -24,6 +27,7 @@ from .greedy import answers, prompt
 from .output import check_destination, filled
 from .prepare import Texts, prepare
 from .tasks.exchange import Case
+from .text import read_tokenizer
 from .trainable import Sizes, TurboSparse
 
 SAMPLES = (
@@ -87,6 +91,7 @@ def train(
     Raises ModelError, before anything is trained, when the data or `out` cannot be used.
     """
     check_destination(out)
+    own_gates.check(recipe)
     torch.manual_seed(recipe.seed)
     torch.set_float32_matmul_precision("high")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -98,7 +103,8 @@ def train(
     taken = time.perf_counter() - started
     print(f"{sum(r.num_tokens for r in rows) / 1e6:.1f} M tokens in {taken:.0f} s", flush=True)
     model = TurboSparse(sizes).to(device)
-    done = fit(model, rows, recipe, compiled=compiled)
+    gates = own_gates.begin(model, recipe)
+    done = fit(model, rows, recipe, compiled=compiled, gates=gates)
     round_to_published(model)
     torch.set_float32_matmul_precision("highest")
     started = time.perf_counter()
@@ -131,17 +137,25 @@ def train(
         "README.md": model_card(record),
     }
     save(out, model, tokenizer, files)
+    if gates:
+        tokens = corpus.encode(tokenizer, [read.held_out_text])
+        own_gates.publish(out, gates, recipe, rows_of_text(tokens, recipe.long_length - 1)[0])
     return scores
 
 
 def save(out: Path, model: TurboSparse, tokenizer: Tokenizer, files: dict[str, object]) -> None:
-    """Write the published layout; after a failure `out` is as it was."""
+    """Write the published layout; after a failure `out` is as it was.
+
+    Gates of the weights that were there before go with them.
+    """
     with filled(out) as folder:
         save_file(model.published(), folder / "model.safetensors", metadata={"format": "pt"})
         tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
         for name, content in files.items():
             text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
             (folder / name).write_text(text, encoding="utf-8")
+    if (out / OWN).is_dir():
+        shutil.rmtree(out / OWN)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -165,6 +179,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--conversations", type=int, default=Recipe().conversations, help="generated dialogues"
     )
     parser.add_argument("--questions", type=int, default=Recipe().questions_per_task, help="a task")
+    parser.add_argument(
+        "--page-budget",
+        type=int,
+        default=Recipe().page_budget,
+        help="tokens of context that long rows learn to get by with, chosen by gates that are "
+        "trained along and that the model then carries (default: 0, all)",
+    )
     parser.add_argument("--cache", type=Path, help="folder to keep the prepared rows in")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="to prepare")
     parser.add_argument("--no-compile", action="store_true", help="for GPUs without Triton")
@@ -173,6 +194,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--card-only", action="store_true", help="write --out's model card anew")
     parser.add_argument("--prepare-only", action="store_true", help="fill --cache, train nothing")
+    parser.add_argument(
+        "--long-text",
+        type=Path,
+        help="folder to write text.txt and held-out.txt to, in --out's tokens like its long rows: "
+        "for train-gates; trains nothing",
+    )
     parser.add_argument("--exam", type=Path, help="folder to write the exam's questions to")
 
 
@@ -186,12 +213,18 @@ def run(arguments: argparse.Namespace) -> None:
         learning_rate=arguments.learning_rate,
         conversations=arguments.conversations,
         questions_per_task=arguments.questions,
+        page_budget=arguments.page_budget,
     )
     activation = Activation(arguments.activation)
     sizes = Sizes() if activation is Activation.DRELU else Sizes(activation=activation, rank=0)
     if not arguments.card_only:
         if arguments.data is None:
             raise ModelError("--data is needed: the folder with the training text")
+        if arguments.long_text is not None:
+            texts, tokenizer = Texts.read(arguments.data), read_tokenizer(arguments.out)
+            long_text.write(arguments.long_text, texts, tokenizer, recipe.long_length)
+            print(f"wrote {arguments.long_text}")
+            return
         if arguments.prepare_only:
             fill_cache(arguments, sizes, recipe)
             return
@@ -226,9 +259,10 @@ def train_with(arguments: argparse.Namespace, sizes: Sizes, recipe: Recipe) -> N
 
 
 def write_card(out: Path, twins: list[Path]) -> None:
-    """README.md of a trained checkpoint, from its own record and those of its twins."""
+    """README.md of a trained checkpoint, from its own record, its gates' and those of its twins."""
     own, *others = [read_record(folder) for folder in (out, *twins)]
-    (out / "README.md").write_text(model_card(own, others), encoding="utf-8")
+    gates = read_object(out / OWN / "config.json", optional=True)
+    (out / "README.md").write_text(model_card(own, others, dict(gates)), encoding="utf-8")
 
 
 def read_record(folder: Path) -> dict:

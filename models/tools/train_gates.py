@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from ..config import ModelConfig, ModelError
@@ -26,10 +25,10 @@ from ..kernels import ops
 from ..kernels.reference_pages import MIN_BUDGET
 from ..load import DTYPES, load, read_config
 from ..progress import bar
-from ..sparsity.blocks import Gate
-from ..sparsity.gates import KIND, attention_of
-from .gate_quality import Quality, measure
-from .output import check_destination, filled, write_json
+from ..sparsity.gates import own as gates_of
+from .gate_artifact import HeldOut, begin, publish
+from .gate_quality import Quality
+from .output import check_destination
 from .page_mass import divergence, look, sample_places
 from .text import bos_ids, read_tokenizer, read_windows
 
@@ -76,10 +75,9 @@ def train_gates(
     saved = Saved(out, begun)
     run = Run(decoder, recipe, saved)
     run.train(learned)
-    run.attach()
-    quality = measure(decoder, held_out, (holdout or data).name, budgets, recipe.page_size)
-    measured = {"measured": str(quality), "quality": quality.as_json()}
-    _publish(out, run.tensors(), begun | measured)
+    measured_on = HeldOut((holdout or data).name, held_out)
+    size = recipe.page_size
+    quality = publish(out, decoder, run.gates, measured_on, budgets, size, begun)
     saved.remove()
     return quality
 
@@ -126,18 +124,9 @@ class Run:
 
     def __init__(self, decoder: Decoder, recipe: Recipe, saved: Saved) -> None:
         self.decoder, self.recipe, self.saved = decoder, recipe, saved
-        generator = torch.Generator().manual_seed(recipe.seed)
-        self.gates = [self._gate(generator) for _ in decoder.layers]
+        self.gates = begin(decoder.config, recipe.rank, decoder.embedding.device, recipe.seed)
         parameters = [p for gate in self.gates for p in gate.parameters()]
         self.optimizer = torch.optim.AdamW(parameters, lr=recipe.rate, weight_decay=0.0)
-
-    def _gate(self, generator: torch.Generator) -> Gate:
-        """One that says what the bound says: what it adds is zero at first."""
-        gate = Gate(self.decoder.config, self.recipe.rank)
-        width = gate.query.shape[-1]
-        gate.query.data.normal_(std=width**-0.5, generator=generator)
-        gate.key.data.zero_()
-        return gate.to(self.decoder.embedding.device).requires_grad_(True)
 
     def train(self, windows: list[Tensor]) -> None:
         """Once over the windows, from where an earlier run was."""
@@ -171,19 +160,6 @@ class Run:
             losses.append(loss.item())
         self.optimizer.step()
         return losses
-
-    def attach(self) -> None:
-        """Let the decoder have them."""
-        like = self.decoder.embedding
-        for layer, gate in zip(self.decoder.layers, self.gates, strict=True):
-            attention_of(layer).gate = gate.requires_grad_(False).to(like.dtype)
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {
-            f"layers.{i}.{name}": parameter.detach().cpu().contiguous()
-            for i, gate in enumerate(self.gates)
-            for name, parameter in gate.named_parameters()
-        }
 
     def _save(self, done: int) -> None:
         gates = [gate.state_dict() for gate in self.gates]
@@ -239,12 +215,6 @@ class Saved:
         self._path.unlink(missing_ok=True)
 
 
-def _publish(out: Path, tensors: dict[str, Tensor], config: dict[str, object]) -> None:
-    with filled(out) as folder:
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        write_json(folder / "config.json", {"kind": KIND, **config})
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `turbosparse train-gates`."""
     recipe = Recipe()
@@ -281,6 +251,7 @@ def run(arguments: argparse.Namespace) -> None:
         budgets=arguments.budgets,
     )
     print(str(quality).replace("; ", "\n"))
-    print(
-        f"wrote {arguments.out}: serve it with --attention gate --attention-gates {arguments.out}"
-    )
+    carried = gates_of(arguments.model)
+    is_own = carried is not None and carried.resolve() == arguments.out.resolve()
+    flag = "" if is_own else f" --attention-gates {arguments.out}"
+    print(f"wrote {arguments.out}: turbosparse serve {arguments.model} --attention gate{flag}")

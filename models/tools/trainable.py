@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..config import Activation
 from .corpus import BOS, EOS
 from .mlp import MLP
+from .paging import PagedStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +65,22 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(s.heads * self.dim, s.hidden, bias=False)
 
     def forward(
-        self, x: Tensor, turn: Output, cache: LayerCache | None = None, at: Tensor | None = None
+        self,
+        x: Tensor,
+        turn: Output,
+        cache: LayerCache | None = None,
+        at: Tensor | None = None,
+        paged: tuple[PagedStep, int] | None = None,  # and which layer this is
     ) -> Tensor:
         batch, length, _ = x.shape
         q = self.q_proj(x).view(batch, length, self.heads, self.dim).transpose(1, 2)
         k = self.k_proj(x).view(batch, length, self.kv_heads, self.dim).transpose(1, 2)
         v = self.v_proj(x).view(batch, length, self.kv_heads, self.dim).transpose(1, 2)
         q, k = rotate(q, *turn), rotate(k, *turn)
+        if paged is not None:
+            step, layer = paged
+            out = step.attend(layer, q, k, v)
+            return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
         mask = None
         if cache is not None and at is not None:
             mask = cache.extend(k, v, at)
@@ -102,9 +113,14 @@ class Layer(nn.Module):
         positive_weight: float,
         cache: LayerCache | None,
         at: Tensor | None,
+        paged: tuple[PagedStep, int] | None,
     ) -> Output:
-        r = r + self.self_attn(self.input_layernorm(r), turn, cache, at)
-        y, sparsity = self.mlp(self.post_attention_layernorm(r), r, masked, positive_weight)
+        r = r + self.self_attn(self.input_layernorm(r), turn, cache, at, paged)
+        inputs = (self.post_attention_layernorm(r), r, masked, positive_weight)
+        if paged is None:
+            y, sparsity = self.mlp(*inputs)
+        else:  # not compiled: gigabytes a layer would be kept for the backward pass
+            y, sparsity = checkpoint(self.mlp, *inputs, use_reentrant=False)
         return r + y, sparsity
 
 
@@ -142,11 +158,12 @@ class TurboSparse(nn.Module):
         positive_weight: float = 1.0,
         caches: list[LayerCache] | None = None,
         at: Tensor | None = None,
+        paged: PagedStep | None = None,
     ) -> Output:
         """Logits, and the layers' [imitation, kept, lost]: [layers, 3].
 
         `masked` for all rows, or for each in [batch, 1, 1]. With `at` each row is one token
-        long and stands at that place of its row in the caches.
+        long and stands at that place of its row in the caches. A `paged` step has no caches.
         """
         places = slice(ids.shape[1]) if at is None else at[:, None, None]
         turn = self.cos[places], self.sin[places]
@@ -154,7 +171,8 @@ class TurboSparse(nn.Module):
         sparsity = []
         for i, layer in enumerate(self.layers):
             cache = caches[i] if caches else None
-            r, of_layer = layer(r, turn, masked, positive_weight, cache, at)
+            reading = None if paged is None else (paged, i)
+            r, of_layer = layer(r, turn, masked, positive_weight, cache, at, reading)
             sparsity.append(of_layer)
         return F.linear(self.norm(r), self.embed_tokens.weight), torch.stack(sparsity)
 

@@ -16,7 +16,7 @@ from whole import logits_of
 from turbosparse.models.batch import FfnMode
 from turbosparse.models.config import Activation, ModelError
 from turbosparse.models.load import load
-from turbosparse.models.tools import corpus, greedy, train
+from turbosparse.models.tools import corpus, greedy, long_text, train
 from turbosparse.models.tools.fit import (
     Data,
     Optimizer,
@@ -27,6 +27,7 @@ from turbosparse.models.tools.fit import (
 )
 from turbosparse.models.tools.prepare import Texts, key_of, prepare
 from turbosparse.models.tools.trainable import Sizes, TurboSparse
+from turbosparse.server.cli import main
 
 SIZES = Sizes(
     vocab=320, hidden=32, layers=2, heads=4, kv_heads=2, neurons=48, rank=8, context=2048
@@ -331,3 +332,23 @@ def test_answers_with_a_cache_are_those_without():
             ids.append(int(model(torch.tensor([ids]))[0][0, -1].argmax()))
         assert got == tokenizer.decode(ids[start:])
     assert len(set(said)) > 1
+
+
+def test_text_like_its_long_rows_for_who_takes_a_file(data, tmp_path, trained, capsys):
+    arguments = ["train", "--data", str(data), "--out", str(trained)]
+    assert main([*arguments, "--long-text", str(tmp_path / "text")]) == 0
+    tokenizer = Tokenizer.from_file(str(trained / "tokenizer.json"))
+    sizes = {}
+    for name, unseen in (("text.txt", "city is old"), ("held-out.txt", "river is long")):
+        text = (tmp_path / "text" / name).read_text()
+        assert "pass key" in text
+        assert unseen not in text
+        sizes[name] = len(tokenizer.encode(text).ids)
+    assert sizes["text.txt"] >= long_text.ROWS * Recipe().long_length
+    assert sizes["held-out.txt"] >= long_text.HELD_OUT_ROWS * Recipe().long_length
+    talk = corpus.chat([("user", "a"), ("assistant", "b")])
+    for document in (talk, corpus.Document("x y")):
+        [(ids, _)] = corpus.encode(tokenizer, [document])
+        assert tokenizer.encode(long_text.written(document)).ids == ids.tolist()
+    assert main(["train", "--out", str(trained), "--long-text", str(tmp_path)]) == 1
+    assert "--data is needed" in capsys.readouterr().err

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import shutil
+from dataclasses import replace
 
 import published
 import pytest
@@ -11,13 +13,16 @@ from scripted import run
 from test_runner import PROMPT, greedy, make
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from turbosparse.engine.config import EngineConfig
 from turbosparse.engine.request import PageChoice
+from turbosparse.engine.runner import build_runner
 from turbosparse.models.config import ModelError
 from turbosparse.models.load import load
 from turbosparse.models.sparsity.gates import attention_of
 from turbosparse.models.tools import train_gates
 from turbosparse.models.tools.page_mass import divergence, look, sample_places
 from turbosparse.models.tools.train_gates import Recipe
+from turbosparse.server.banner import banner
 from turbosparse.server.cli import main
 
 CPU = torch.device("cpu")
@@ -129,6 +134,28 @@ def copied(trained, folder, **changes):
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors").write_bytes((trained / "model.safetensors").read_bytes())
     return str(folder)
+
+
+def test_a_model_carries_its_own_and_others_may_be_given(folder, trained, tmp_path, capsys):
+    model = tmp_path / "model"
+    shutil.copytree(folder / "model", model)
+    with pytest.raises(ModelError, match=r"or a model that carries its own: .* attention_gates"):
+        make(model, attention="gate", page_budget=16)
+    arguments = ["train-gates", str(model), "--data", str(folder / "text.txt"), *FLAGS]
+    arguments += ["--tokens", "400", "--out", str(model / "attention_gates")]
+    assert main(arguments) == 0
+    assert f"turbosparse serve {model} --attention gate\n" in capsys.readouterr().out
+    config = EngineConfig(str(model), device="cpu", page_size=4, num_pages=9, num_threads=1)
+    assert build_runner(config)[1].attention is None, "nothing was asked for"
+    info = build_runner(replace(config, attention="gate", page_budget=16))[1]
+    assert info.attention.gates_from == "model"
+    assert info.attention.modes == ["full", "bound", "gate"]
+    assert "the context by gate of its own; on " in info.approximation
+    shown = banner("m", info, "http://x")
+    assert f"gates  the model's own; {info.attention.gates}\n" in shown
+    given = build_runner(replace(config, page_budget=16, attention_gates=str(trained)))[1]
+    assert given.attention.gates_from == str(trained)
+    assert given.attention.gates != info.attention.gates
 
 
 def test_gates_that_do_not_fit_are_refused(folder, trained, tmp_path):

@@ -45,7 +45,7 @@ def test_a_request_says_or_the_server_does(info, asked, want):
     ("info", "asked", "message"),
     [
         (FULL, {"attention": "bound"}, "it has to be started with --page-budget"),
-        (INFO, {"attention": "gate"}, "it has to be started with --attention-gates"),
+        (INFO, {"attention": "gate"}, "it was not started with --attention-gates"),
         (INFO, {"page_budget": 512}, "page_budget is only allowed with attention: bound or gate"),
         (BOUND, {"mode": "exact", "page_share": 0.5}, "page_share is only allowed with attention"),
         (BOUND, {"mode": "exact", "attention": "bound"}, "attention=bound is not exact"),
