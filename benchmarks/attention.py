@@ -27,6 +27,7 @@ from turbosparse.models.load import DTYPES
 from turbosparse.models.machine import processor
 
 CACHED = 64 << 20  # bytes that a cache may hold: less than that is read from several layers
+LEAST_LAYERS = 4  # on a GPU: launching a graph takes some microseconds, and a model has many layers
 
 
 def arguments() -> argparse.Namespace:
@@ -54,7 +55,8 @@ class Layers:
         self.device, self.dtype = torch.device(args.device), DTYPES[args.dtype]
         self.ops, _ = ops.select(self.device, self.dtype)
         width = -(-context // PAGE_SIZE)
-        num_layers = max(1, min(8, CACHED // self.bytes(None)))
+        least = LEAST_LAYERS if self.device.type == "cuda" else 1
+        num_layers = max(least, min(8, CACHED // self.bytes(None)))
         shape = (batch * width, args.kv_heads, PAGE_SIZE, args.head_dim)
         self.caches = [self._cache(shape) for _ in range(num_layers)]
         tables = torch.randperm(batch * width).view(batch, width).int().to(self.device)

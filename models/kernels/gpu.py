@@ -21,6 +21,7 @@ from . import (
     gpu_ffn_few,
     gpu_ffn_one,
     gpu_gated,
+    gpu_gates,
     gpu_linear,
     gpu_norm,
     gpu_pages,
@@ -159,7 +160,7 @@ def _attend_chosen(
     places = (batch.request_ids, batch.page_tables)
     learned = None
     if gate is not None:
-        learned = gpu_pages.learned(q, gate, budgets.gated)
+        learned = gpu_gates.learned(q, gate, budgets.gated)
     keys = (k_cache, summary, batch.positions, batch.slots)
     columns, pages, counts = gpu_pages.choose(q, learned, *keys, *places, budgets, scale, window)
     reference_pages.add_shares(budgets, counts, batch, k_cache.shape[2], window)

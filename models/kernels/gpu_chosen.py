@@ -16,6 +16,7 @@ from .sizes import power_of_two
 MAX_SPLITS = 32
 TARGET_PROGRAMS = 512
 BLOCK, STAGES = 64, 2  # positions at a time, and blocks under way
+REGISTERS = None
 
 
 @triton.jit
@@ -154,6 +155,7 @@ def attend(
         BLOCK=BLOCK,
         STAGES=STAGES,
         num_warps=4,
+        maxnreg=REGISTERS,
         **overlap(device),
     )
     return out

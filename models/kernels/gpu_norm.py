@@ -11,6 +11,8 @@ from ..batch import Routing
 from .gpu_launch import overlap
 from .sizes import power_of_two
 
+ROUTER = 32768  # elements that one program holds
+
 
 @triton.jit
 def norm_kernel(x_ptr, weight_ptr, normed_ptr, eps, hidden, BLOCK: tl.constexpr, PDL: tl.constexpr):
@@ -55,41 +57,52 @@ def route_kernel(
     weights_ptr,
     chosen_ptr,
     eps,
-    hidden,
     num_experts,
     num_chosen,
+    HIDDEN: tl.constexpr,
     EXPERTS: tl.constexpr,
     BLOCK: tl.constexpr,
+    WHOLE: tl.constexpr,
     NORM: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """One token: of equally likely experts the first. NORM: it is normed first, and stored."""
+    """One token: of equally likely experts the first. NORM: it is normed first, and stored.
+
+    WHOLE: a block holds all of the router, which is asked for before the token is there.
+    """
     t = tl.program_id(0).to(tl.int64)
     e = tl.arange(0, EXPERTS)
     k = tl.arange(0, BLOCK)
+    kind = x_ptr.dtype.element_ty
     if PDL:
         gdc_launch_dependents()
+    if WHOLE:
+        there = (e < num_experts)[:, None] & (k < HIDDEN)[None, :]
+        early = tl.load(router_ptr + e[:, None] * HIDDEN + k[None, :], mask=there, other=0.0)
+    if PDL:
         gdc_wait()
-    kind = x_ptr.dtype.element_ty
     factor = 1.0
     if NORM:
         square = tl.zeros((BLOCK,), tl.float32)
-        for start in range(0, hidden, BLOCK):
+        for start in tl.static_range(0, HIDDEN, BLOCK):
             at = start + k
-            x = tl.load(x_ptr + t * hidden + at, mask=at < hidden, other=0.0).to(tl.float32)
+            x = tl.load(x_ptr + t * HIDDEN + at, mask=at < HIDDEN, other=0.0).to(tl.float32)
             square += x * x
-        factor = tl.rsqrt(tl.sum(square, 0) / hidden + eps)
+        factor = tl.rsqrt(tl.sum(square, 0) / HIDDEN + eps)
     acc = tl.zeros((EXPERTS, BLOCK), tl.float32)
-    for start in range(0, hidden, BLOCK):
+    for start in tl.static_range(0, HIDDEN, BLOCK):
         at = start + k
-        x = tl.load(x_ptr + t * hidden + at, mask=at < hidden, other=0.0).to(tl.float32)
+        x = tl.load(x_ptr + t * HIDDEN + at, mask=at < HIDDEN, other=0.0).to(tl.float32)
         if NORM:
-            norm = tl.load(norm_ptr + at, mask=at < hidden, other=0.0).to(tl.float32)
+            norm = tl.load(norm_ptr + at, mask=at < HIDDEN, other=0.0).to(tl.float32)
             normed = ((x * factor).to(kind).to(tl.float32) * norm).to(kind)
-            tl.store(normed_ptr + t * hidden + at, normed, mask=at < hidden)
+            tl.store(normed_ptr + t * HIDDEN + at, normed, mask=at < HIDDEN)
             x = normed.to(tl.float32)
-        whole = (e < num_experts)[:, None] & (at < hidden)[None, :]
-        router = tl.load(router_ptr + e[:, None] * hidden + at[None, :], mask=whole, other=0.0)
+        if WHOLE:
+            router = early
+        else:
+            inside = (e < num_experts)[:, None] & (at < HIDDEN)[None, :]
+            router = tl.load(router_ptr + e[:, None] * HIDDEN + at[None, :], mask=inside, other=0.0)
         acc += router.to(tl.float32) * x[None, :]
     logits = tl.sum(acc, 1).to(kind).to(tl.float32)  # as the reference's product
     logits = tl.where(e < num_experts, logits, float("-inf"))
@@ -123,6 +136,8 @@ def _route(
     normed = x if norm is None else torch.empty_like(x)
     weights = torch.empty(num_tokens, num_experts, dtype=torch.float32, device=x.device)
     chosen = torch.empty(num_tokens, num_chosen, dtype=torch.int64, device=x.device)
+    experts, width = power_of_two(num_experts), power_of_two(hidden)
+    whole = experts * width <= ROUTER
     route_kernel[(num_tokens,)](
         x,
         norm,
@@ -131,13 +146,14 @@ def _route(
         weights,
         chosen,
         eps,
-        hidden,
         num_experts,
         num_chosen,
-        EXPERTS=power_of_two(num_experts),
-        BLOCK=min(1024, power_of_two(hidden)),
+        HIDDEN=hidden,
+        EXPERTS=experts,
+        BLOCK=width if whole else min(1024, width),
+        WHOLE=whole,
         NORM=norm is not None,
-        num_warps=8,
+        num_warps=16 if whole and hidden > 1024 else 8,
         **overlap(x.device),
     )
     return normed, Routing(weights, chosen)

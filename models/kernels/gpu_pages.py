@@ -13,8 +13,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..batch import PageBudgets
-from .gpu_launch import overlap
-from .reference_pages import Gate
+from .gpu_launch import multiprocessors, overlap
 from .sizes import power_of_two
 
 LOG2_E = 1.4426950408889634
@@ -22,7 +21,6 @@ TARGET_PROGRAMS = 512
 MAX_SPLITS = 32
 BLOCK, STAGES = 64, 2  # pages whose summaries a program reads at a time, and blocks under way
 KEEP_WARPS = 4
-RANKS = 64  # of a gate, multiplied at a time
 
 
 @triton.jit
@@ -82,6 +80,21 @@ def _pages_of(position, page_size, window):
 
 
 @triton.jit
+def _probes(
+    q_ptr, learned_ptr, heads, inside, d, KIND: tl.constexpr,
+    HEAD_DIM: tl.constexpr, LEARNED: tl.constexpr,
+):  # fmt: skip
+    """What smallest and largest keys are multiplied by: [GROUP, DIM] both."""
+    q = tl.load(q_ptr + heads[:, None] * HEAD_DIM + d[None, :], mask=inside, other=0.0)
+    low, high = tl.minimum(q.to(tl.float32), 0.0), tl.maximum(q.to(tl.float32), 0.0)
+    if LEARNED:
+        learned = learned_ptr + heads[:, None] * 2 * HEAD_DIM + d[None, :]
+        low += tl.load(learned, mask=inside, other=0.0)
+        high += tl.load(learned + HEAD_DIM, mask=inside, other=0.0)
+    return low.to(KIND), high.to(KIND)
+
+
+@triton.jit
 def estimate_kernel(
     q_ptr,
     learned_ptr,
@@ -105,13 +118,16 @@ def estimate_kernel(
     PAGES: tl.constexpr,
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
+    EARLY: tl.constexpr,
     LEARNED: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """One token's HEADS queries of one K/V head against one share of its pages' summaries: the
     scores [T, K, HEADS, PAGES] of its complete pages, in powers of two.
 
-    The first of the programs summarises the page that the token fills, which nobody else reads.
+    EARLY: the first summaries are asked for before this step's queries are there. That needs
+    registers, and pays only where all programs run at once. The first of the programs summarises
+    the page that the token fills, which nobody else reads.
     """
     t, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     num_kv_heads = tl.num_programs(1)
@@ -122,22 +138,19 @@ def estimate_kernel(
     budget = tl.load(budgets_ptr + t)
     table = tables_ptr + tl.load(requests_ptr + t) * table_width
     first, last = _pages_of(position, PAGE, window)
-    if PDL:
-        gdc_wait()
-    if split == 0:
-        _summarize(k_ptr, summary_ptr, slot, head, num_kv_heads, PAGE, ROWS, HEAD_DIM, DIM)
     if budget > 0:
         g, d = tl.arange(0, GROUP), tl.arange(0, DIM)
         inside = (g < HEADS)[:, None] & (d < HEAD_DIM)[None, :]
         heads = (t.to(tl.int64) * num_kv_heads + head) * HEADS + g
-        q = tl.load(q_ptr + heads[:, None] * HEAD_DIM + d[None, :], mask=inside, other=0.0)
-        low, high = tl.minimum(q.to(tl.float32), 0.0), tl.maximum(q.to(tl.float32), 0.0)
-        if LEARNED:
-            learned = learned_ptr + heads[:, None] * 2 * HEAD_DIM + d[None, :]
-            low += tl.load(learned, mask=inside, other=0.0)
-            high += tl.load(learned + HEAD_DIM, mask=inside, other=0.0)
         kind = summary_ptr.dtype.element_ty
-        low, high = low.to(kind), high.to(kind)
+        queries = (q_ptr, learned_ptr, heads, inside, d)
+        if EARLY:
+            low = tl.zeros((GROUP, DIM), kind)
+            high = low
+        else:
+            if PDL:
+                gdc_wait()
+            low, high = _probes(*queries, kind, HEAD_DIM, LEARNED)
         num_pages = last - first
         share = tl.cdiv(tl.cdiv(num_pages, BLOCK), tl.num_programs(2)) * BLOCK
         end = tl.minimum((split + 1) * share, num_pages)
@@ -148,10 +161,60 @@ def estimate_kernel(
             whole = (p < num_pages)[:, None] & (d < HEAD_DIM)[None, :]
             smallest = tl.load(summary_ptr + place, mask=whole, other=0.0)
             largest = tl.load(summary_ptr + place + HEAD_DIM, mask=whole, other=0.0)
+            if EARLY and begin == split * share:
+                if PDL:
+                    gdc_wait()
+                low, high = _probes(*queries, kind, HEAD_DIM, LEARNED)
             scores = tl.dot(low, tl.trans(smallest), input_precision="ieee")
             scores = tl.dot(high, tl.trans(largest), scores, input_precision="ieee") * scale
             out = scores_ptr + heads[:, None] * PAGES + p[None, :]
             tl.store(out, scores, mask=(g < HEADS)[:, None] & (p < num_pages)[None, :])
+    if PDL:
+        gdc_wait()  # for who had no pages
+    if split == 0:
+        _summarize(k_ptr, summary_ptr, slot, head, num_kv_heads, PAGE, ROWS, HEAD_DIM, DIM)
+
+
+@triton.jit
+def _reached(bits, forced, inside, room, least, above):
+    """The largest bound that `room` estimates reach or, of bounds that just as many reach, any.
+    `least` is reached by so many, `above` is not. Three bounds are tried at once, their counts
+    side by side in one sum."""
+    while above - least > 1:
+        width = (above - least).to(tl.int64)
+        low = least + (width // 4).to(tl.int32)
+        middle = least + (width // 2).to(tl.int32)
+        high = least + (width * 3 // 4).to(tl.int32)
+        counts = (forced | (inside & (bits >= low))).to(tl.int64)
+        counts += (forced | (inside & (bits >= middle))).to(tl.int64) << 20
+        counts += (forced | (inside & (bits >= high))).to(tl.int64) << 40
+        count = tl.sum(counts, 0)
+        of_low, of_middle, of_high = count & 0xFFFFF, (count >> 20) & 0xFFFFF, count >> 40
+        if of_high >= room:
+            least = high
+            above = tl.where(of_high == room, high, above)
+        elif of_middle >= room:
+            least = middle
+            above = tl.where(of_middle == room, middle, high)
+        elif of_low >= room:
+            least = low
+            above = tl.where(of_low == room, low, middle)
+        else:
+            above = low
+    return least
+
+
+@triton.jit
+def _reached_by_share(bits, mass, forced, inside, room, enough, least, above):
+    """The same, or by estimates that add up to `enough`."""
+    while above - least > 1:
+        middle = least + (above - least) // 2
+        kept = forced | (inside & (bits >= middle))
+        suffices = tl.sum(kept.to(tl.int32), 0) >= room
+        suffices = suffices | (tl.sum(tl.where(kept, mass, 0.0), 0) >= enough)
+        least = tl.where(suffices, middle, least)
+        above = tl.where(suffices, above, middle)
+    return least
 
 
 @triton.jit
@@ -207,22 +270,12 @@ def keep_kernel(
         bits = mass.to(tl.int32, bitcast=True)
         forced = inside & ((p == 0) | (p == num_pages - 1))
         room = tl.minimum(budget - 1, num_pages)
-        is_limited = enough < 1
         least = tl.min(tl.where(inside, bits, 0x7F800000), 0)
         above = tl.max(tl.where(inside, bits, 0), 0) + 2
-        if (room >= num_pages) & (is_limited == 0):
-            above = least
-        while above - least > 1:
-            middle = least + (above - least) // 2
-            kept = forced | (inside & (bits >= middle))
-            count = tl.sum(kept.to(tl.int32), 0)
-            suffices = count >= room
-            if is_limited:
-                suffices = suffices | (tl.sum(tl.where(kept, mass, 0.0), 0) >= enough)
-            least = tl.where(suffices, middle, least)
-            above = tl.where(suffices, above, middle)
-            if (count == room) & (is_limited == 0):
-                above = least
+        if enough < 1:
+            least = _reached_by_share(bits, mass, forced, inside, room, enough, least, above)
+        elif room < num_pages:
+            least = _reached(bits, forced, inside, room, least, above)
         kept = forced | (inside & (bits > least))
         equal = inside & (bits == least) & (kept == 0)
         num_equal = room - tl.sum(kept.to(tl.int32), 0)
@@ -256,12 +309,14 @@ def choose(
     _, num_kv_heads, page_size, _ = k_cache.shape
     group, device = num_heads // num_kv_heads, q.device
     pages = power_of_two(page_tables.shape[1])
+    assert pages < 1 << 20, pages  # counts stand side by side
     scores = torch.empty(num_tokens, num_heads, pages, dtype=torch.float32, device=device)
     shape = (num_tokens, num_kv_heads, pages)
     columns, listed = (torch.empty(shape, dtype=torch.int32, device=device) for _ in range(2))
     counts = torch.empty(num_tokens, num_kv_heads, dtype=torch.int32, device=device)
     visible = 2**30 if window is None else window
-    estimate_kernel[(num_tokens, num_kv_heads, _splits(num_tokens, num_kv_heads, pages))](
+    splits = _splits(num_tokens, num_kv_heads, pages)
+    estimate_kernel[(num_tokens, num_kv_heads, splits)](
         q,
         q if learned is None else learned,
         k_cache,
@@ -284,6 +339,7 @@ def choose(
         PAGES=pages,
         BLOCK=BLOCK,
         STAGES=STAGES,
+        EARLY=num_tokens * num_kv_heads * splits <= 2 * multiprocessors(device),
         LEARNED=learned is not None,
         num_warps=4,
         **overlap(device),
@@ -308,75 +364,6 @@ def choose(
         **overlap(device),
     )
     return columns, listed, counts
-
-
-@triton.jit
-def learned_kernel(
-    q_ptr,
-    query_ptr,
-    key_ptr,
-    gated_ptr,
-    out_ptr,
-    HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    DIM: tl.constexpr,
-    RANK: tl.constexpr,
-    RANKS: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """One query of one token: what its gate adds to it, rounded where the reference rounds."""
-    t, head = tl.program_id(0), tl.program_id(1)
-    d = tl.arange(0, DIM)
-    kind = q_ptr.dtype.element_ty
-    inside = d < HEAD_DIM
-    query = query_ptr + head * RANK * 2 * HEAD_DIM
-    key = key_ptr + (head // HEADS * 2 * HEAD_DIM + d)[:, None] * RANK
-    if PDL:
-        gdc_launch_dependents()
-    gated = tl.load(gated_ptr + t)  # no kernel writes it within a step
-    if PDL:
-        gdc_wait()
-    row = t.to(tl.int64) * tl.num_programs(1) + head
-    q = tl.load(q_ptr + row * HEAD_DIM + d, mask=inside, other=0.0).to(tl.float32)
-    low, high = tl.minimum(q, 0.0), tl.maximum(q, 0.0)
-    out_low, out_high = tl.zeros((DIM,), tl.float32), tl.zeros((DIM,), tl.float32)
-    if gated != 0:
-        for start in range(0, RANK, RANKS):
-            r = start + tl.arange(0, RANKS)
-            at = r[:, None] * 2 * HEAD_DIM + d[None, :]
-            whole = (r < RANK)[:, None] & inside[None, :]
-            hidden = tl.load(query + at, mask=whole, other=0.0).to(tl.float32) * low[None, :]
-            w = tl.load(query + at + HEAD_DIM, mask=whole, other=0.0).to(tl.float32)
-            hidden = tl.sum(hidden + w * high[None, :], 1).to(kind).to(tl.float32)
-            whole = inside[:, None] & (r < RANK)[None, :]
-            w = tl.load(key + r[None, :], mask=whole, other=0.0).to(tl.float32)
-            out_low += tl.sum(w * hidden[None, :], 1)
-            w = tl.load(key + HEAD_DIM * RANK + r[None, :], mask=whole, other=0.0).to(tl.float32)
-            out_high += tl.sum(w * hidden[None, :], 1)
-    out = out_ptr + row * 2 * HEAD_DIM + d
-    tl.store(out, (out_low.to(kind).to(tl.float32) * gated).to(kind), mask=inside)
-    tl.store(out + HEAD_DIM, (out_high.to(kind).to(tl.float32) * gated).to(kind), mask=inside)
-
-
-def learned(q: Tensor, gate: Gate, gated: Tensor) -> Tensor:
-    """`reference_pages.learned`."""
-    (num_tokens, num_heads, head_dim), (query, key) = q.shape, gate
-    out = torch.empty(num_tokens, num_heads, 2 * head_dim, dtype=q.dtype, device=q.device)
-    learned_kernel[(num_tokens, num_heads)](
-        q,
-        query,
-        key,
-        gated,
-        out,
-        HEADS=num_heads // key.shape[0],
-        HEAD_DIM=head_dim,
-        DIM=power_of_two(head_dim),
-        RANK=query.shape[1],
-        RANKS=min(RANKS, power_of_two(query.shape[1])),
-        num_warps=8,
-        **overlap(q.device),
-    )
-    return out
 
 
 def _splits(num_tokens: int, num_kv_heads: int, num_pages: int) -> int:

@@ -8,7 +8,7 @@ from on_gpu import DEVICE, close, gpu_only, random
 
 from turbosparse.models.batch import FfnMode
 from turbosparse.models.config import Activation
-from turbosparse.models.kernels import gpu, gpu_ffn_few, ops, reference
+from turbosparse.models.kernels import gpu, gpu_ffn_few, gpu_norm, ops, reference
 
 SPARSE = [a for a in Activation if a.is_sparse]
 
@@ -149,6 +149,17 @@ def check_experts(num_tokens, hidden, neurons, rank, mode, dtype=torch.float32, 
     arguments = (mask, Activation.DRELU, 0.0, mode, routing)
     want = reference.experts(x, residual, 0.5, gate_up, down, *arguments)
     close(gpu.experts(x, residual, 0.5, gate_up, down, *arguments), want)
+
+
+def test_a_router_that_no_program_holds_whole(monkeypatch):
+    monkeypatch.setattr(gpu_norm, "ROUTER", 0)
+    residual, norm = random(2, 1100), random(1100, seed=1)
+    router = random(5, 1100, seed=2) / 33
+    x, routing = gpu.norm_route(residual, norm, 1e-5, router, 2)
+    normed, want = reference.norm_route(residual, norm, 1e-5, router, 2)
+    close(x, normed)
+    assert (routing.chosen == want.chosen).all()
+    close(routing.weights, want.weights)
 
 
 @pytest.mark.parametrize("num_tokens", [1, 3])

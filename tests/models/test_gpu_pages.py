@@ -13,6 +13,7 @@ from turbosparse.models.kernels import (
     gpu,
     gpu_attention,
     gpu_chosen,
+    gpu_gates,
     gpu_pages,
     reference,
     reference_pages,
@@ -75,7 +76,7 @@ class Case:
         want = reference_pages.choose(q, summary, gate, *rest)
         learned = None
         if gate is not None:
-            learned = gpu_pages.learned(q.contiguous(), gate, budgets.gated)
+            learned = gpu_gates.learned(q.contiguous(), gate, budgets.gated)
             close(learned, reference_pages.learned(q, gate, budgets.gated))
         arguments = (q, learned, caches[0], summary, *places, batch.page_tables, budgets)
         got = gpu_pages.choose(*arguments, self.scale, window)
@@ -197,7 +198,8 @@ def test_reading_what_was_chosen_at_7b(dtype):
     want = reference.attend(q, *arguments, batch, case.scale, None)
     rest = (columns, counts, batch, case.scale, None)
     reference_pages.attend_chosen(q, *arguments, *rest, want.view(q.shape))
-    tables = (batch.page_tables, columns, counts)
+    own_tables = batch.page_tables[batch.request_ids][:, None].expand(-1, 8, -1)
+    tables = (batch.page_tables, columns, own_tables.gather(2, columns.long()), counts)
     close(gpu_chosen.attend(q, *arguments, *places, *tables, case.scale, None), want)
 
 
