@@ -24,7 +24,7 @@ from turbosparse.models.kernels import reference
 from turbosparse.models.layers import Norm
 from turbosparse.models.random_weights import blocks
 from turbosparse.models.sequence import random_ids
-from turbosparse.models.sparsity.blocks import Gate
+from turbosparse.models.sparsity import gates
 from turbosparse.models.sparsity.ffn import SparseFFN
 from turbosparse.models.sparsity.gates import attention_of
 from turbosparse.models.sparsity.policy import FfnPolicy
@@ -176,7 +176,7 @@ def random_gates(decoder: Decoder, rank: int) -> Iterator[None]:
     """Every layer's attention has a gate of this rank meanwhile; its weights are random."""
     attentions, like = [attention_of(layer) for layer in decoder.layers], decoder.embedding
     for attention in attentions:
-        gate = Gate(decoder.config, rank).to(like.device, like.dtype)
+        gate = gates.empty(decoder.config, rank).to(like.device, like.dtype)
         for parameter in gate.parameters():
             parameter.normal_(0.0, parameter.shape[1] ** -0.5)
         attention.gate = gate

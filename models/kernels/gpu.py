@@ -42,6 +42,7 @@ from .sizes import power_of_two_in
 torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
 
+ASIDE = 256  # tokens of the largest graphs; beyond, and without one, a stream costs what it gains
 FEW, NARROW = 16, 4096  # tokens, and rows of a weight that twice as many are few for
 
 
@@ -100,10 +101,9 @@ def attention(
 ) -> Tensor:
     """One kernel where every token is its request's only one; pieces of prompts are stored first,
     and attend in blocks of queries."""
-    caches, tables = (k_cache, v_cache), batch.page_tables
     if batch.query_starts is None:
-        places = (batch.positions, batch.slots, batch.request_ids, tables)
-        return gpu_attention.decode(qkv, cos, sin, *caches, *places, scale, window)
+        return _decode(qkv, cos, sin, k_cache, v_cache, batch, scale, window)
+    caches, tables = (k_cache, v_cache), batch.page_tables
     places = (batch.positions, batch.slots)
     q = gpu_attention.rotate_and_store(qkv, cos, sin, *caches, *places)
     places = (batch.positions, batch.query_starts, tables)
@@ -122,9 +122,11 @@ def sparse_attention(
     scale: float,
     window: int | None,
 ) -> Tensor:
-    """Where nobody has a page budget `attention`, and summaries after it. Pieces of prompts attend
-    to all of their context, then the tokens that have budgets over again, by themselves."""
+    """Where nobody has a page budget `attention`, and summaries. Pieces of prompts attend to all of
+    their context, then the tokens that have budgets over again, by themselves."""
     caches, budgets = (k_cache, v_cache), batch.budgets
+    if budgets is None and batch.query_starts is None:
+        return _decode(qkv, cos, sin, *caches, batch, scale, window, summary)
     if budgets is None:
         out = attention(qkv, cos, sin, *caches, batch, scale, window)
         gpu_pages.summarize(k_cache, summary, batch.slots)
@@ -143,6 +145,22 @@ def sparse_attention(
     if budgets.read is not None and own.read is not None:
         budgets.read[tokens] = own.read
     return out.index_copy_(0, tokens, chosen)
+
+
+def _decode(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: ForwardBatch,
+    scale: float,
+    window: int | None,
+    summary: Tensor | None = None,
+) -> Tensor:
+    caches, places = (k_cache, v_cache), (batch.positions, batch.slots, batch.request_ids)
+    rest = (batch.page_tables, scale, window, summary)
+    return gpu_attention.decode(qkv, cos, sin, *caches, *places, *rest)
 
 
 def _attend_chosen(
@@ -219,9 +237,9 @@ def ffn_add(
     mode: FfnMode,
     scale: float,
 ) -> Tensor:
-    """Where all neurons of many tokens are computed, which of them are kept is found meanwhile."""
+    """Which neurons are kept is found while all are computed, where that is worth a stream."""
     weights, is_skipping = (gate_up, down), _skips(residual, mode)
-    if not is_skipping and not gpu_ffn_few.fits(*residual.shape):
+    if not is_skipping and gpu_ffn_few.MAX_TOKENS < residual.shape[0] <= ASIDE:
         rows = gate_up.view(-1, residual.shape[1])
         mask, projected = aside(
             residual.device, choose, lambda: norm_linear(residual, norm, eps, rows)

@@ -11,6 +11,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .gpu_join import take, write
 from .gpu_launch import counters, multiprocessors, overlap
+from .gpu_pages import summarize_page
 from .sizes import power_of_two
 
 MAX_SPLITS = 32
@@ -193,6 +194,7 @@ def decode_kernel(
     sums_ptr,
     counter_ptr,
     out_ptr,
+    summary_ptr,
     scale,
     num_kv_heads,
     page_size,
@@ -207,11 +209,14 @@ def decode_kernel(
     SPLITS: tl.constexpr,
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
+    PAGE: tl.constexpr,
+    ROWS: tl.constexpr,
     EARLY: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """One token's HEADS queries of one K/V head over one share of its positions; the last program
-    of a head joins the shares. Who has the token's own position stores its key and value.
+    of a head joins the shares. Who has the token's own position stores its key and value and,
+    where PAGE is a page's size and not 0, the summary of the page that it fills.
 
     EARLY: the first block is asked for before this step's queries, keys and values are there, and
     so the token's own are taken from where they come from. That needs registers, and pays only
@@ -283,6 +288,10 @@ def decode_kernel(
             p = p.to(v.dtype).to(tl.float32)
             acc = acc * shrink[:, None] + p[:, None] * v.to(tl.float32)[None, :]
             best = new_best
+    if PAGE > 0 and has_own:
+        tl.debug_barrier()  # other threads of this program have stored the key
+        page = (slot, kv_head, num_kv_heads)
+        summarize_page(k_ptr, summary_ptr, *page, PAGE, ROWS, HEAD_DIM, DIM)
 
     row = t.to(tl.int64) * num_kv_heads + kv_head
     write(
@@ -309,8 +318,10 @@ def decode(
     page_tables: Tensor,
     scale: float,
     window: int | None,
+    summary: Tensor | None = None,
 ) -> Tensor:
-    """`reference.attention` for a step with one token of each request."""
+    """`reference.attention` for a step with one token of each request, and where there are
+    summaries of pages, `reference_pages.summarize`."""
     num_tokens, device = qkv.shape[0], qkv.device
     _, num_kv_heads, page_size, head_dim = k_cache.shape
     num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
@@ -334,6 +345,7 @@ def decode(
         sums,
         counters(device),
         out,
+        out if summary is None else summary,
         scale * LOG2_E,
         num_kv_heads,
         page_size,
@@ -348,6 +360,8 @@ def decode(
         SPLITS=splits,
         BLOCK=BLOCK if splits > 1 else 2 * BLOCK,
         STAGES=STAGES,
+        PAGE=0 if summary is None else page_size,
+        ROWS=power_of_two(page_size),
         EARLY=num_tokens * num_kv_heads * splits <= 2 * multiprocessors(device),
         num_warps=4,
         **overlap(device),

@@ -16,7 +16,7 @@ from .sizes import power_of_two
 MAX_SPLITS = 32
 TARGET_PROGRAMS = 512
 BLOCK, STAGES = 64, 2  # positions at a time, and blocks under way
-REGISTERS = None
+REGISTERS = 128  # of a thread: four programs then share a multiprocessor
 
 
 @triton.jit

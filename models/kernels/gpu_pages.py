@@ -17,14 +17,13 @@ from .gpu_launch import multiprocessors, overlap
 from .sizes import power_of_two
 
 LOG2_E = 1.4426950408889634
-TARGET_PROGRAMS = 512
+TARGET_PROGRAMS = 1024
 MAX_SPLITS = 32
 BLOCK, STAGES = 64, 2  # pages whose summaries a program reads at a time, and blocks under way
-KEEP_WARPS = 4
 
 
 @triton.jit
-def _summarize(
+def summarize_page(
     k_ptr, summary_ptr, slot, head, num_kv_heads,
     PAGE: tl.constexpr, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
@@ -54,7 +53,7 @@ def summarize_kernel(
         gdc_launch_dependents()
         gdc_wait()
     slot = tl.load(slots_ptr + t)
-    _summarize(k_ptr, summary_ptr, slot, head, tl.num_programs(1), PAGE, ROWS, HEAD_DIM, DIM)
+    summarize_page(k_ptr, summary_ptr, slot, head, tl.num_programs(1), PAGE, ROWS, HEAD_DIM, DIM)
 
 
 def summarize(k_cache: Tensor, summary: Tensor, slots: Tensor) -> None:
@@ -172,7 +171,7 @@ def estimate_kernel(
     if PDL:
         gdc_wait()  # for who had no pages
     if split == 0:
-        _summarize(k_ptr, summary_ptr, slot, head, num_kv_heads, PAGE, ROWS, HEAD_DIM, DIM)
+        summarize_page(k_ptr, summary_ptr, slot, head, num_kv_heads, PAGE, ROWS, HEAD_DIM, DIM)
 
 
 @triton.jit
@@ -360,7 +359,7 @@ def choose(
         HEADS=group,
         GROUP=power_of_two(group),
         PAGES=pages,
-        num_warps=KEEP_WARPS if pages <= 2048 else 8,
+        num_warps=8,
         **overlap(device),
     )
     return columns, listed, counts

@@ -14,6 +14,7 @@ from turbosparse.engine.runner import build_runner
 from turbosparse.engine.scheduler import Scheduler
 from turbosparse.models.batch import FfnMode
 from turbosparse.models.sparsity.policy import FfnPolicy
+from turbosparse.models.tools import shapes
 
 POLICY = FfnPolicy((4, 64, 512), (FfnMode.TOKEN, FfnMode.UNION, FfnMode.DENSE))
 
@@ -104,7 +105,10 @@ def test_steps_with_and_without_page_budgets_are_graphs_of_their_own():
 
 
 @pytest.mark.gpu
-def test_experts_run_without_graphs(tmp_path):
-    directory = published.make(tmp_path, "turbosparse-mixtral")
-    runner, _ = build_runner(EngineConfig(model=str(directory), device="cuda", num_pages=50))
-    assert runner.graphs is None
+@pytest.mark.parametrize(
+    ("name", "is_captured"), [("turbosparse-mixtral-30m", True), ("mixtral-30m", False)]
+)
+def test_only_experts_that_take_turns_run_without_graphs(tmp_path, name, is_captured):
+    shapes.describe_named(tmp_path, name)
+    runner, _ = build_runner(EngineConfig(model=str(tmp_path), device="cuda", num_pages=50))
+    assert (runner.graphs is not None) == is_captured

@@ -146,7 +146,10 @@ def test_equal_pages_are_taken_in_order():
     assert got == want == [[[0, 1, 2, 3, 4, 5, 18, 19]]]
 
 
-def test_steps_without_budgets_write_summaries_too():
+@pytest.mark.parametrize("is_early", [True, False])
+def test_steps_without_budgets_write_summaries_too(monkeypatch, is_early):
+    if not is_early:
+        monkeypatch.setattr(gpu_attention, "multiprocessors", lambda _: 0)
     for lens in (DECODES, MIXED):
         case = Case(lens, 4, 2, 16)
         for got, want in zip(case.run(gpu, None), case.run(reference, None), strict=True):
