@@ -14,8 +14,10 @@ from whole import logits_of
 import turbosparse
 from turbosparse.models.batch import FfnMode
 from turbosparse.models.config import Activation
+from turbosparse.models.identity import Identity
 from turbosparse.models.load import load
 from turbosparse.models.sequence import observe
+from turbosparse.models.sparsity import gates
 from turbosparse.models.sparsity.predictor import OraclePredictor, recall
 from turbosparse.models.tools.trainable import Sizes, TurboSparse
 
@@ -67,7 +69,7 @@ def answer(model, tokenizer, question: str, limit: int = 40) -> str:
 
 
 def test_it_is_small_enough_to_be_bundled():
-    assert sum(f.stat().st_size for f in TINY.iterdir() if f.is_file()) <= 31 * 2**20
+    assert sum(f.stat().st_size for f in TINY.rglob("*") if f.is_file()) <= 32 * 2**20
 
 
 def test_it_is_a_turbosparse_mistral_in_the_published_layout(model):
@@ -134,6 +136,25 @@ def test_it_computes_what_its_trainer_computed(model, tokenizer, mode):
     assert clear > 40
     got = logits_of(model.decoder, ids, mode)
     torch.testing.assert_close(got[:clear], want[:clear], atol=1e-3, rtol=0)
+
+
+def test_the_gates_that_it_carries_are_its_own_and_find_more_than_the_bound(model):
+    folder = gates.own(TINY)
+    assert folder is not None
+    info = gates.attach(model.decoder, folder, 16, Identity.of(TINY, model.config))
+    try:
+        assert info.measured
+        card = (TINY / "README.md").read_text()
+        quality = json.loads((folder / "config.json").read_text())["quality"]
+        for budget in ("416", "832"):
+            gate, bound = quality["gate"][budget], quality["bound"][budget]
+            assert f"| {budget} | gate | {gate['recall']:.1%} |" in card
+            layers = zip(gate["recall_by_layer"], bound["recall_by_layer"], strict=True)
+            assert all(ours > theirs for ours, theirs in layers)
+            assert gate["perplexity"] <= 1.01 * quality["perplexity"]
+    finally:
+        for layer in model.decoder.layers:
+            gates.attention_of(layer).gate = None
 
 
 def test_it_greets_in_english(model, tokenizer):
