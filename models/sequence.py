@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import LayerCache
-from .batch import FfnMode, ForwardBatch
+from .batch import FfnMode, ForwardBatch, PageBudgets
 from .decoder import Decoder
 from .layers import Norm
 
@@ -24,6 +24,20 @@ class Observed:
     union: Tensor  # [layers] float32, the share that any token of a step computes
 
 
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """How much of its context every token reads: pages that the bound, or the gate, chooses."""
+
+    pages: int
+    page_size: int
+    gated: bool = False
+
+    def budgets(self, num_tokens: int, device: torch.device) -> PageBudgets:
+        ones = torch.ones(num_tokens, device=device)
+        tokens = torch.arange(num_tokens, device=device)
+        return PageBudgets((ones * self.pages).int(), ones, ones * self.gated, tokens=tokens)
+
+
 @torch.inference_mode()
 def observe(
     decoder: Decoder,
@@ -32,24 +46,27 @@ def observe(
     mode: FfnMode = FfnMode.DENSE,
     threshold: float | None = None,
     step: int | None = None,
+    reads: Reads | None = None,
 ) -> Observed:
     """Run ids [T] int64 through the decoder over a cache of their own, `step` tokens at a time.
 
-    `threshold` stands instead of its predictors' own: minus infinity keeps every neuron.
+    `threshold` stands instead of its predictors' own: minus infinity keeps every neuron. `reads`
+    None: every token reads all of its context.
     """
     inputs: list[list[tuple[Tensor, Tensor]]] = [[] for _ in decoder.layers]
     hooks = [
         layer.get_submodule("ffn").register_forward_pre_hook(_look(decoder, found))
         for layer, found in zip(decoder.layers, inputs, strict=True)
     ]
-    cache, step = sequence_cache(decoder, len(ids)), step or len(ids)
+    page_size = None if reads is None else reads.page_size
+    cache, step = sequence_cache(decoder, len(ids), page_size), step or len(ids)
     logits: list[Tensor] = []
     active = torch.zeros(len(decoder.layers), len(ids), device=ids.device)
     union = torch.zeros(len(decoder.layers), device=ids.device)
     starts = range(0, len(ids), step)
     try:
         for start in starts:
-            batch = sequence_batch(ids[: start + step], mode, start, threshold)
+            batch = sequence_batch(ids[: start + step], mode, start, threshold, reads)
             here = active[:, start : start + step]
             logits.append(decoder(replace(batch, active=here, union=union), cache))
     finally:
@@ -94,23 +111,26 @@ def sequence_batch(
     mode: FfnMode = FfnMode.DENSE,
     num_computed: int = 0,
     threshold: float | None = None,
+    reads: Reads | None = None,
 ) -> ForwardBatch:
-    """One sequence's tokens from `num_computed` on as one step, on one page; every one's logits
-    are wanted."""
+    """One sequence's tokens from `num_computed` on as one step, on one page, or on as many as they
+    choose from; every one's logits are wanted."""
     places = torch.arange(num_computed, len(ids), device=ids.device)
     num_new = len(places)
+    num_pages = 1 if reads is None else -(-len(ids) // reads.page_size)
     return ForwardBatch(
         token_ids=ids[num_computed:],
         positions=places,
         slots=places,
         request_ids=torch.zeros_like(places),
-        page_tables=torch.zeros(1, 1, dtype=torch.int32, device=ids.device),
+        page_tables=torch.arange(num_pages, dtype=torch.int32, device=ids.device)[None],
         query_lens=(num_new,),
         context_lens=(len(ids),),
         sample_at=places - num_computed,
         ffn_mode=mode,
         query_starts=torch.tensor([0, num_new], dtype=torch.int32, device=ids.device),
         thresholds=limits_of(threshold, num_new, ids.device),
+        budgets=None if reads is None else reads.budgets(num_new, ids.device),
     )
 
 
@@ -119,8 +139,13 @@ def limits_of(threshold: float | None, num_tokens: int, device: torch.device) ->
     return None if threshold is None else torch.full((num_tokens,), threshold, device=device)
 
 
-def sequence_cache(decoder: Decoder, num_tokens: int) -> list[LayerCache]:
-    """One page a layer that holds `num_tokens` tokens, where and as the decoder computes."""
+def sequence_cache(
+    decoder: Decoder, num_tokens: int, page_size: int | None = None
+) -> list[LayerCache]:
+    """Where and as the decoder computes: one page a layer that holds `num_tokens` tokens, or pages
+    of `page_size` with their summaries."""
     config, like = decoder.config, decoder.embedding
-    shape = (1, config.num_kv_heads, num_tokens, config.head_dim)
-    return [LayerCache(like.new_empty(shape), like.new_empty(shape)) for _ in decoder.layers]
+    size = page_size or num_tokens
+    shape = (-(-num_tokens // size), config.num_kv_heads, size, config.head_dim)
+    parts = (shape, shape) if page_size is None else (shape, shape, (*shape[:2], 2, shape[3]))
+    return [LayerCache(*map(like.new_empty, parts)) for _ in decoder.layers]

@@ -11,8 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from markupsafe import Markup
+
 WIDTH, HEIGHT = 480, 290
-LEFT, RIGHT, TOP, BOTTOM = 56, 24, 12, 44  # margins
+LEFT, RIGHT, TOP, BOTTOM = 66, 24, 12, 44  # margins
 Point = tuple[float, float]
 
 
@@ -55,6 +57,20 @@ def linear(
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     ticks = [round(i * step, 12) for i in range(first, max(last, first + 1) + 1)]
     return Axis(label, ticks[0], ticks[-1], ticks, say)
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A plot with its heading, a sentence and the legend of (class, name)."""
+
+    heading: str
+    text: str
+    legend: Sequence[tuple[str, str]]
+    plot: Plot
+
+    @property
+    def svg(self) -> Markup:
+        return Markup(self.plot.svg())
 
 
 class Plot:

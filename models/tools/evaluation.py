@@ -1,4 +1,5 @@
-"""Which runs of a model are compared on text: as served, dense, without its mask, approximate."""
+"""Which runs of a model are compared on text: as served, dense, without its mask, approximate,
+reading a part of the context."""
 
 from __future__ import annotations
 
@@ -13,13 +14,15 @@ import torch
 from torch import Tensor
 
 from ..batch import FfnMode
-from ..config import ModelError
+from ..config import ModelConfig, ModelError
 from ..decoder import Decoder
 from ..load import LoadedModel
 from ..neurons import predictors_of
 from ..progress import track
 from ..sparsity.predictor import LowRankPredictor, NeuronPredictor
+from . import page_quality
 from .fidelity import Continuations, Measured, Run, compare, continue_both
+from .page_quality import Quality
 from .text import bos_ids, check_ids, read_tokenizer, read_windows
 
 STEP = 64  # tokens: the largest step whose neurons are skipped on a GPU too
@@ -30,16 +33,26 @@ EXACT, DENSE, MASK_OFF, APPROXIMATE = "exact", "dense", "mask off", "approximate
 
 
 @dataclass(frozen=True, slots=True)
+class PagePlan:
+    """At which budgets attention is to read a part of the context, and what chooses it."""
+
+    kinds: tuple[str, ...]
+    budgets: tuple[int, ...]  # tokens
+    page_size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """What to measure. `window` None: the context, at most `LARGEST_WINDOW`. `thresholds` None:
-    `THRESHOLDS`, where the model's predictors tell log-odds."""
+    """What to measure. `thresholds` None: `THRESHOLDS`, where the model's predictors tell
+    log-odds. `pages` None: every token reads all of its context."""
 
     text: Path
     num_tokens: int
-    window: int | None
+    window: int
     batch_sizes: tuple[int, ...]
     thresholds: tuple[float, ...] | None
     seed: int
+    pages: PagePlan | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +63,10 @@ class OnText:
     num_windows: int
     runs: list[Measured]
     continuations: dict[str, Continuations]  # of the run with this name, and the first one
+    attention: Quality | None  # where a part of the context is read
 
     def as_json(self) -> dict[str, Any]:
+        """Without `attention`."""
         return {
             "window": self.window,
             "num_windows": self.num_windows,
@@ -70,19 +85,41 @@ def evaluate(model: LoadedModel, directory: Path, plan: Plan) -> OnText:
     measured = compare(
         runs, track(shuffled, "Measuring"), batch_sizes=plan.batch_sizes, seed=plan.seed
     )
-    return OnText(len(windows[0]), len(windows), measured, _continuations(runs, shuffled))
+    continuations = _continuations(runs, shuffled)
+    attention = _attention(runs[0], shuffled, plan)
+    return OnText(len(windows[0]), len(windows), measured, continuations, attention)
+
+
+def _attention(exact: Run, windows: list[Tensor], plan: Plan) -> Quality | None:
+    """What a part of the context costs, beside all the neurons that the first run computes."""
+    if plan.pages is None:
+        return None
+    return page_quality.measure(
+        exact.decoder,
+        windows,
+        plan.text.name,
+        plan.pages.kinds,
+        plan.pages.budgets,
+        plan.pages.page_size,
+        exact.threshold,
+    )
+
+
+def choose_window(asked: int | None, config: ModelConfig) -> int:
+    """The context, at most `LARGEST_WINDOW`, where nothing is asked; raises ModelError."""
+    window = asked or min(config.max_positions, LARGEST_WINDOW)
+    if window > config.max_positions:
+        raise ModelError(
+            f"--window={window} is more than the model's {config.max_positions} positions"
+        )
+    return window
 
 
 def read(decoder: Decoder, directory: Path, plan: Plan) -> list[Tensor]:
     """The windows of the plan's text: token ids alone, at most as many as it says."""
-    window = plan.window or min(decoder.num_positions, LARGEST_WINDOW)
-    if window > decoder.num_positions:
-        raise ModelError(
-            f"--window={window} is more than the model's {decoder.num_positions} positions"
-        )
     tokenizer = read_tokenizer(directory)
     start = bos_ids(directory, tokenizer)
-    found = list(read_windows(plan.text, "--text", tokenizer, window, start, plan.num_tokens))
+    found = list(read_windows(plan.text, "--text", tokenizer, plan.window, start, plan.num_tokens))
     check_ids(found, decoder.config.vocab_size)
     return found
 

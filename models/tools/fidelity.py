@@ -16,7 +16,7 @@ from torch import Tensor
 from ..attention import LayerCache
 from ..batch import FfnMode, ForwardBatch
 from ..decoder import Decoder
-from ..sequence import limits_of, observe
+from ..sequence import Reads, limits_of, observe
 from .skipping import Skipped, Skipping
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -30,6 +30,7 @@ class Run:
 
     `threshold` stands instead of its predictors' own; minus infinity keeps every neuron. `step`
     is how many tokens go through at once, a whole window by default. `skips`: count its neurons.
+    `reads`: how much of its context a token reads, all of it by default.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Run:
     threshold: float | None = None
     step: int | None = None
     skips: bool = True
+    reads: Reads | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +83,17 @@ class Measured:
         return {
             "name": self.name,
             "mode": self.mode,
-            "threshold": _finite(self.threshold),
+            "threshold": finite(self.threshold),
             "num_tokens": self.num_tokens,
             "loss": self.loss,
-            "perplexity": _finite(self.perplexity),
+            "perplexity": finite(self.perplexity),
             "agreement": None if self.agreement is None else asdict(self.agreement),
             "skipping": None if self.skipping is None else self.skipping.as_json(),
         }
 
 
-def _finite(value: float | None) -> float | str | None:
+def finite(value: float | None) -> float | str | None:
+    """For JSON, which has no infinities."""
     return value if value is None or math.isfinite(value) else str(value)
 
 
@@ -158,7 +161,14 @@ def _observe(sums: _Sums, ids: Tensor) -> Tensor:
     """The run's logits of one window [T, vocab]; its neurons are counted."""
     run = sums.run
     ids = ids.to(run.decoder.embedding.device)
-    seen = observe(run.decoder, ids, mode=run.mode, threshold=run.threshold, step=run.step)
+    seen = observe(
+        run.decoder,
+        ids,
+        mode=run.mode,
+        threshold=run.threshold,
+        step=run.step,
+        reads=run.reads,
+    )
     if sums.skipped is not None:
         sums.skipped.add(seen, run.threshold)
     return seen.logits
@@ -192,6 +202,7 @@ def continue_both(first: Run, other: Run, prompts: Tensor, num_tokens: int) -> C
 @torch.inference_mode()
 def continue_greedily(run: Run, prompts: Tensor, num_tokens: int) -> Tensor:
     """Greedy tokens after prompts [B, P]: all in one step, then one step a token: [B, n]."""
+    assert run.reads is None, f"{run.name}: a continuation reads all of its context"
     decoder = run.decoder
     ids = prompts.to(decoder.embedding.device)
     length = ids.shape[1]

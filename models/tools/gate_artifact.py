@@ -14,8 +14,8 @@ from ..config import ModelConfig
 from ..decoder import Decoder
 from ..sparsity.blocks import Gate
 from ..sparsity.gates import KIND, attention_of, empty
-from .gate_quality import Quality, measure
 from .output import filled, write_json
+from .page_quality import KINDS, Quality, measure
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def publish(
     Raises ModelError where `out` cannot be written.
     """
     _attach(decoder, gates)
-    quality = measure(decoder, held_out.windows, held_out.text, budgets, page_size)
+    quality = measure(decoder, held_out.windows, held_out.text, KINDS, budgets, page_size)
     measured = {"measured": str(quality), "quality": quality.as_json()}
     with filled(out) as folder:
         save_file(_tensors(gates), folder / "model.safetensors", metadata={"format": "pt"})

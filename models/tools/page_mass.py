@@ -53,14 +53,16 @@ def summary_of(k: Tensor, page_size: int) -> Tensor:
     return torch.stack((pages.amin(-3), pages.amax(-3)), -2)
 
 
-def look(decoder: Decoder, ids: Tensor) -> list[Seen]:
-    """Every layer's queries and keys on one window of ids [T]."""
+def look(decoder: Decoder, ids: Tensor, threshold: float | None = None) -> list[Seen]:
+    """Every layer's queries and keys on one window of ids [T], under `sequence.observe`'s
+    threshold."""
     found: list[Seen] = []
     attentions = [attention_of(layer) for layer in decoder.layers]
     hooks = [one.register_forward_pre_hook(_watch(one, found)) for one in attentions]
     try:
         with torch.no_grad():
-            decoder.hidden(sequence_batch(ids), sequence_cache(decoder, len(ids)))
+            batch = sequence_batch(ids, threshold=threshold)
+            decoder.hidden(batch, sequence_cache(decoder, len(ids)))
     finally:
         for hook in hooks:
             hook.remove()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
-from .charts import Axis, Plot, linear, percent, plain
-from .verdict import Record, nats, perplexity, run_named
+from . import page_figures
+from .charts import Axis, Figure, Plot, linear, percent, plain
+from .verdict import Record, change, choices_on, nats, perplexity, run_named
 from .verdict import percent as share
 
 FUNCTIONS = {
@@ -18,7 +17,6 @@ FUNCTIONS = {
     "mask off": "another function: no mask",
     "approximate": "what is dropped is not computed",
 }
-Figure = dict[str, Any]
 
 
 def page(record: Record) -> str:
@@ -30,11 +28,19 @@ def page(record: Record) -> str:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {"share": share, "nats": nats, "perplexity": perplexity}
+    environment.filters |= {
+        "share": share,
+        "nats": nats,
+        "perplexity": perplexity,
+        "change": change,
+        "tokens": "{:,}".format,
+    }
     return environment.get_template("report.jinja").render(
         record,
         functions=FUNCTIONS,
         figures=_figures(record),
+        page_figures=page_figures.figures(record["attention"]),
+        kinds=choices_on(record["attention"]["text"] or {}),
         shown=_shown(record),
         exact=run_named(record, "exact"),
     )
@@ -56,10 +62,6 @@ def _figures(record: Record) -> list[Figure]:
     return [*figures, *([trade] if trade else [])]
 
 
-def _figure(heading: str, text: str, legend: list[tuple[str, str]], plot: Plot) -> Figure:
-    return {"heading": heading, "text": text, "legend": legend, "svg": Markup(plot.svg())}
-
-
 def _layers(found: Record) -> Figure:
     layers: list[Record] = found["layers"]
     kept = [layer["kept"] for layer in layers]
@@ -73,7 +75,7 @@ def _layers(found: Record) -> Figure:
     ]
     plot = Plot("Neurons kept and active, layer by layer", x, y).bars(kept, "main", names)
     plot.dots(list(enumerate(active)), "second", names)
-    return _figure(
+    return Figure(
         "Density by layer",
         "How much of each layer is computed for one token, and how much is truly not zero.",
         [("main", "kept"), ("second", "truly active")],
@@ -94,7 +96,7 @@ def _union(found: Record) -> Figure:
     points = [(float(n), union[n]) for n in sizes]
     names = [f"{n} tokens: {share(union[n])}" for n in sizes]
     plot.line(points, "main").dots(points, "main", names)
-    return _figure(
+    return Figure(
         "What a batch needs",
         "Sparsity pays as long as this is low: a batch reads what any of its tokens needs.",
         [("main", "mean"), ("faint", "each layer"), ("guide", "if tokens were independent")],
@@ -117,7 +119,7 @@ def _hottest(found: Record) -> Figure:
     for layer in range(len(found["layers"])):
         plot.line([(0, 0), *((s, values[layer]) for s, values in by_layer.items())], "faint")
     plot.line(curve, "main")
-    return _figure(
+    return Figure(
         "Hot and cold neurons",
         "The steeper the curve begins, the more is gained by keeping few neurons close.",
         [("main", "mean"), ("faint", "each layer"), ("guide", "if all were as hot")],
@@ -143,7 +145,7 @@ def _trade(record: Record) -> Figure | None:
         swept = run["name"].startswith("threshold")
         name = run["name"].replace("threshold", "at")
         plot.dots([point], "second" if swept else "main", [name]).names([point], [name])
-    return _figure(
+    return Figure(
         "Quality against density",
         "What other thresholds would keep, and how far they would take the model from itself.",
         [("main", "as named"), ("second", "at another threshold of the predictors")],

@@ -27,9 +27,9 @@ from ..load import DTYPES, load, read_config
 from ..progress import bar
 from ..sparsity.gates import own as gates_of
 from .gate_artifact import HeldOut, begin, publish
-from .gate_quality import Quality
 from .output import check_destination
 from .page_mass import divergence, look, sample_places
+from .page_quality import Quality, check_budgets
 from .text import bos_ids, read_tokenizer, read_windows
 
 HELD_OUT, MOST_HELD_OUT = 0.1, 16  # of the windows, where no file is given for it
@@ -93,11 +93,8 @@ def _checked(recipe: Recipe, config: ModelConfig, budgets: Sequence[int]) -> lis
         raise ModelError(
             f"--window: {recipe.window} is not {2 * least} to the model's {config.max_positions}"
         )
-    found = sorted(budgets or {max(least, recipe.window // n) for n in (8, 4, 2)})
-    for budget in found:
-        if not least <= budget <= recipe.window:
-            raise ModelError(f"--budgets: {budget} is not {least} to the window {recipe.window}")
-    return found
+    wanted = budgets or [max(least, recipe.window // n) for n in (8, 4, 2)]
+    return check_budgets("--budgets", wanted, recipe.page_size, recipe.window, "the window")
 
 
 def _texts(

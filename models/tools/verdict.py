@@ -23,6 +23,11 @@ def perplexity(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.4g}" if value < 1e4 else f"{value:.2e}"
 
 
+def change(share: float) -> str:
+    """Of a perplexity: more, or less; nothing is +0.00%."""
+    return f"{round(share, 4) + 0.0:+.2%}"
+
+
 def run_named(record: Record, name: str) -> Record | None:
     runs: list[Record] = record["text"]["runs"] if record["text"] else []
     return next((run for run in runs if run["name"] == name), None)
@@ -44,6 +49,9 @@ def verdict(record: Record) -> list[str]:
     for name, tasks in record["exam"].items():
         right, asked = (sum(task[key] for task in tasks.values()) for key in ("right", "asked"))
         said.append(f"Exam, {name}: {right} of {asked} answers are right ({right / asked:.1%}).")
+    attention = record["attention"]
+    said += _attention_on_text(attention["text"]) if attention["text"] else []
+    said += _attention_in_exam(attention["exam"]) if attention["exam"] else []
     for name, tasks in record["tasks"].items():
         scores = [f"{task} {_first_metric(metrics)}" for task, metrics in tasks.items() if metrics]
         said.append(f"lm-evaluation-harness, {name}: {', '.join(scores)}.")
@@ -115,3 +123,42 @@ def _other_functions(record: Record) -> list[str]:
                 f"{nats(run['agreement']['nats'])} nats off."
             )
     return said
+
+
+def choices_on(text: Record) -> dict[str, dict[str, Record]]:
+    """What sparse attention cost on the text, by kind of choice and budget."""
+    return {kind: text[kind] for kind in ("bound", "gate") if kind in text}
+
+
+def _attention_on_text(text: Record) -> list[str]:
+    said: list[str] = []
+    for kind, costs in choices_on(text).items():
+        recalled = _ends([percent(cost["recall"]) for cost in costs.values()])
+        worse = _ends([change(cost["perplexity_change"]) for cost in costs.values()])
+        off = _ends([nats(cost["nats"]) for cost in costs.values()])
+        said.append(
+            f"Sparse attention by {kind}, which is approximate, reading {_ends(list(costs))} "
+            f"tokens: {recalled} of the attention recalled, perplexity {worse}, the next token "
+            f"{off} nats off."
+        )
+    return said
+
+
+def _attention_in_exam(exam: Record) -> list[str]:
+    tasks: dict[str, Record] = exam["tasks"]
+    kinds: dict[str, dict[str, dict[str, Record]]] = exam["kinds"]
+    asked, exact = (sum(task[key] for task in tasks.values()) for key in ("asked", "right"))
+    said: list[str] = []
+    for kind, by_budget in kinds.items() if tasks else ():
+        right = [str(sum(task["right"] for task in one.values())) for one in by_budget.values()]
+        said.append(
+            f"Exam ({', '.join(tasks)}), sparse attention by {kind}, reading "
+            f"{', '.join(by_budget)} tokens: {', '.join(right)} of {asked} answers are right; "
+            f"{exact} are with all of the context."
+        )
+    return said
+
+
+def _ends(values: list[str]) -> str:
+    """The first and the last."""
+    return values[0] if len(values) == 1 else f"{values[0]} to {values[-1]}"

@@ -27,50 +27,19 @@ from ...models.load import choose_device, choose_dtype, load, read_config
 from ...models.machine import commit, processor, software
 from ...models.neurons import predictors_of
 from ...models.tools import evaluation, report, verdict
-from ...models.tools.fidelity import BATCH_SIZES
 from .. import flags
 from ..checkpoint import Located, locate, locate_predictors
-from ..flags import SettingsError, flag
+from ..flags import SettingsError
 from .bench import served
 from .client import ClientError
-from .exam import Question, read_exam, take
-from .lm_eval import Scores, find_lm_eval, run_tasks
+from .evaluate_flags import EvaluateFlags, check
+from .exam import Answered, Question, score, take
+from .lm_eval import Scores, run_tasks
+from .page_exam import ask_again
+from .page_plan import Pages, attach_gates, plan_pages, server_flags
 
 VERSION = 1  # of evaluation.json
 KEEPS_ALL = -1e6  # the lowest threshold that the API takes: below every score
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluateFlags:
-    """What to measure, on what."""
-
-    model: str | None = flag(
-        None, "a checkpoint, or owner/name on the Hub; default: the bundled model", positional=True
-    )
-    text: str | None = flag(None, "a UTF-8 text file, or one packed as .gz, to measure on")
-    tokens: int = flag(32_768, "tokens of the text, rounded up to whole windows", low=2)
-    window: int | None = flag(
-        None, "tokens seen together; default: the context, at most 2048", low=2
-    )
-    predictors: str | None = flag(None, "separate predictors, to hold against the exact model")
-    thresholds: tuple[float, ...] = flag(
-        (), "other thresholds of the predictors to try; default: --thresholds=-2,-1,0.5,1"
-    )
-    batch_sizes: tuple[int, ...] = flag(BATCH_SIZES, "tokens whose union is measured", low=1)
-    exam: tuple[str, ...] = flag(
-        (), "questions with answers: JSON lines, or a folder of .jsonl files"
-    )
-    lm_eval: tuple[str, ...] = flag((), "tasks of lm-evaluation-harness")
-    include_path: str | None = flag(None, "a folder with lm-evaluation-harness tasks of your own")
-    url: str | None = flag(
-        None, "ask the exam and the tasks of this server, instead of one of ours"
-    )
-    api_key: tuple[str, ...] = flag((), "its key", secret=True)
-    out: str = flag("evaluation", "folder for evaluation.json and evaluation.html")
-    device: str = flag("auto", "auto, cpu, cuda or cuda:N")
-    dtype: str = flag("auto", "auto, float32, bfloat16 or float16")
-    threads: int | None = flag(None, "CPU threads; default: all cores", low=1)
-    seed: int = flag(0, "of the order of the text's windows")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +63,14 @@ class Target:
 
 
 @dataclass(slots=True)
+class OnAttention:
+    """What reading a part of the context costs."""
+
+    text: Json | None = None
+    exam: Json | None = None
+
+
+@dataclass(slots=True)
 class Found:
     """What was measured so far, as it will be written."""
 
@@ -101,6 +78,7 @@ class Found:
     text: Json | None = None
     exam: dict[str, Json] = field(default_factory=dict[str, Json])  # function -> task -> score
     tasks: dict[str, Scores] = field(default_factory=dict[str, Scores])
+    attention: OnAttention = field(default_factory=OnAttention)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -113,41 +91,22 @@ def run(arguments: argparse.Namespace) -> int:
     Raises SettingsError, CheckpointError, ClientError and ModelError.
     """
     chosen = flags.read(EvaluateFlags, vars(arguments))
-    questions = _check(chosen)
+    questions = check(chosen)
     out = _folder(chosen.out)
     located, predictors = locate(chosen.model), locate_predictors(chosen.predictors)
+    named = None if chosen.url is None else _target(chosen.url, *chosen.api_key[:1])
+    pages = plan_pages(chosen, located, None if named is None else named.info)
     found = Found()
     if chosen.text is not None:
-        _measure_text(found, chosen, located, predictors)
+        _measure_text(found, chosen, located, predictors, pages)
     if questions or chosen.lm_eval:
-        for target in _targets(chosen, located, predictors):
-            _ask(found, chosen, target, located, questions)
+        for target in [named] if named else _targets(chosen, located, predictors, pages):
+            _ask(found, chosen, target, located, questions, pages)
     record = _record(found, chosen)
     _write(out, record)
     print("\n".join(record["verdict"]))
     print(f"wrote {out / 'evaluation.json'} and {out / 'evaluation.html'}")
     return 1 if record["agrees"] is False else 0
-
-
-def _check(chosen: EvaluateFlags) -> list[Question]:
-    """The exam, read; raises SettingsError for what cannot be done, before anything is."""
-    if chosen.text is None and not chosen.exam and not chosen.lm_eval:
-        raise SettingsError("nothing to measure: give --text, --exam or --lm-eval")
-    if chosen.url is not None and not chosen.exam and not chosen.lm_eval:
-        raise SettingsError("--url is asked for an --exam or for --lm-eval, and neither is given")
-    if chosen.url is not None and chosen.model is None:
-        raise SettingsError(
-            "--url needs the MODEL that it serves beside it: its tokenizer and name"
-        )
-    if chosen.text is None and chosen.thresholds:
-        raise SettingsError("--thresholds are tried on a --text, and none is given")
-    if chosen.text is not None and not Path(chosen.text).is_file():
-        raise SettingsError(f"--text: there is no file {chosen.text}")
-    if chosen.include_path is not None and not Path(chosen.include_path).is_dir():
-        raise SettingsError(f"--include-path: there is no folder {chosen.include_path}")
-    if chosen.lm_eval:
-        find_lm_eval()
-    return [question for name in chosen.exam for question in read_exam(Path(name))]
 
 
 def _folder(name: str) -> Path:
@@ -162,7 +121,7 @@ def _folder(name: str) -> Path:
 
 
 def _measure_text(
-    found: Found, chosen: EvaluateFlags, located: Located, predictors: str | None
+    found: Found, chosen: EvaluateFlags, located: Located, predictors: str | None, pages: Pages
 ) -> None:
     """The model is gone from memory afterwards: a server may need it."""
     assert chosen.text is not None
@@ -175,18 +134,23 @@ def _measure_text(
         predictors=None if predictors is None else Path(predictors),
         progress=True,
     )
+    if pages.gates is not None:
+        attach_gates(model.decoder, pages.gates, located.directory)
     num_threads = chosen.threads or len(os.sched_getaffinity(0))
     ops.set_num_threads(num_threads, model.decoder.ops)
     plan = evaluation.Plan(
         text=Path(chosen.text),
         num_tokens=chosen.tokens,
-        window=chosen.window,
+        window=evaluation.choose_window(chosen.window, config),
         batch_sizes=chosen.batch_sizes,
         thresholds=chosen.thresholds or None,
         seed=chosen.seed,
+        pages=pages.text,
     )
     measured = evaluation.evaluate(model, located.directory, plan)
     found.text = {"file": Path(chosen.text).name, "seed": chosen.seed} | measured.as_json()
+    if measured.attention is not None:
+        found.attention.text = measured.attention.as_json()
     found.model = _model(
         located,
         exact=model.exact,
@@ -215,16 +179,15 @@ def _model(located: Located, *, exact: bool, has_predictors: bool, **facts: obje
     } | facts
 
 
-def _targets(chosen: EvaluateFlags, located: Located, predictors: str | None) -> Generator[Target]:
-    """The server that was named; else one of ours for each function, while it is asked."""
-    if chosen.url is not None:
-        yield _target(chosen.url, *chosen.api_key[:1])
-        return
+def _targets(
+    chosen: EvaluateFlags, located: Located, predictors: str | None, pages: Pages
+) -> Generator[Target]:
+    """A server of ours for each function, while it is asked."""
     same = ["--device", chosen.device, "--dtype", chosen.dtype, "--log-level", "warning"]
     same += ["--served-model-name", located.name]
     if chosen.threads is not None:
         same += ["--threads", str(chosen.threads)]
-    for more in [[], *([["--predictors", predictors]] if predictors else [])]:
+    for more in [server_flags(pages), *([["--predictors", predictors]] if predictors else [])]:
         with served(str(located.directory), [*same, *more]) as url:
             yield _target(url)
 
@@ -246,13 +209,12 @@ def _ask(
     target: Target,
     located: Located,
     questions: list[Question],
+    pages: Pages,
 ) -> None:
     """The exam for each function that the server can compute, the tasks for the one it serves."""
     functions = target.functions()
     if questions:
-        for name, fields in functions.items():
-            scores = asyncio.run(take(target.url, target.key, questions, fields))
-            found.exam[name] = {task: score.as_json() for task, score in scores.items()}
+        _ask_exam(found, target, questions, pages)
     if chosen.lm_eval:
         found.tasks[next(iter(functions))] = run_tasks(
             target.url,
@@ -271,6 +233,17 @@ def _ask(
         num_parameters=target.info["num_parameters"],
         approximation=target.info["approximation"],
     )
+
+
+def _ask_exam(found: Found, target: Target, questions: list[Question], pages: Pages) -> None:
+    """With sparse attention too, beside the first function of the first server."""
+    answers: dict[str, list[Answered]] = {}
+    for name, fields in target.functions().items():
+        answers[name] = asyncio.run(take(target.url, target.key, questions, fields))
+        found.exam[name] = {task: one.as_json() for task, one in score(answers[name]).items()}
+    if pages.exam is not None and found.attention.exam is None:
+        first = next(iter(answers.values()))
+        found.attention.exam = ask_again(target.url, target.key, target.info, first, pages.exam)
 
 
 def _record(found: Found, chosen: EvaluateFlags) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -34,6 +34,16 @@ class Question:
     tools: list[Json]
     expected: str
     grade: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What was said to a question."""
+
+    question: Question
+    said: object  # for people
+    right: bool
+    num_tokens: int  # of the question and its answer
 
 
 @dataclass(slots=True)
@@ -96,32 +106,30 @@ def _objects(value: object, name: str, where: str) -> list[Json]:
     return cast("list[Json]", value)
 
 
-async def take(
-    url: str, key: str, questions: Sequence[Question], fields: Json
-) -> dict[str, TaskScore]:
+async def take(url: str, key: str, questions: Sequence[Question], fields: Json) -> list[Answered]:
     """Ask everything; `fields` go into every request. Raises ClientError in the server's words."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     limit = asyncio.Semaphore(CONCURRENCY)
-    scores: dict[str, TaskScore] = {}
     with bar("Asking", len(questions)) as advance:
         async with httpx.AsyncClient(base_url=url, headers=headers, timeout=None) as http:
 
-            async def ask(question: Question) -> None:
+            async def ask(question: Question) -> Answered:
                 async with limit:
-                    answer = await _answer(http, question, fields)
-                _count(scores.setdefault(question.task, TaskScore()), question, answer)
+                    answered = await _answer(http, question, fields)
                 advance()
+                return answered
 
             # all are asked before the first error is told: none is left running
             ended = await asyncio.gather(*map(ask, questions), return_exceptions=True)
-    for error in ended:
-        if isinstance(error, BaseException):
-            raise error
-    return {task: scores[task] for task in dict.fromkeys(q.task for q in questions)}
+    answered: list[Answered] = []
+    for one in ended:
+        if isinstance(one, BaseException):
+            raise one
+        answered.append(one)
+    return answered
 
 
-async def _answer(http: httpx.AsyncClient, question: Question, fields: Json) -> Json:
-    """The assistant's message."""
+async def _answer(http: httpx.AsyncClient, question: Question, fields: Json) -> Answered:
     body: Json = {"messages": question.messages, "temperature": 0, "max_tokens": MAX_TOKENS}
     if question.tools:
         body["tools"] = question.tools
@@ -133,17 +141,31 @@ async def _answer(http: httpx.AsyncClient, question: Question, fields: Json) -> 
     if not response.is_success:
         message = said.get("error", {}).get("message", response.text[:200])
         raise ClientError(f"{question.task}: {response.status_code}: {message}")
-    return said["choices"][0]["message"]
+    answer: Json = said["choices"][0]["message"]
+    return Answered(
+        question,
+        answer.get("tool_calls") or answer.get("content"),
+        is_right(question.grade, question.expected, said_in(answer)),
+        said["usage"]["total_tokens"],
+    )
 
 
-def _count(score: TaskScore, question: Question, answer: Json) -> None:
+def score(answers: Iterable[Answered]) -> dict[str, TaskScore]:
+    """By task, in the order in which they come."""
+    scores: dict[str, TaskScore] = {}
+    for answer in answers:
+        _count(scores.setdefault(answer.question.task, TaskScore()), answer)
+    return scores
+
+
+def _count(score: TaskScore, answer: Answered) -> None:
     score.asked += 1
-    if is_right(question.grade, question.expected, said_in(answer)):
+    if answer.right:
         score.right += 1
     elif len(score.mistakes) < NUM_MISTAKES:
+        question = answer.question
         asked = question.messages[-1].get("content")
-        said = answer.get("tool_calls") or answer.get("content")
-        score.mistakes.append({"asked": asked, "expected": question.expected, "said": said})
+        score.mistakes.append({"asked": asked, "expected": question.expected, "said": answer.said})
 
 
 def said_in(answer: Json) -> Said:

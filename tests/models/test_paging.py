@@ -17,9 +17,9 @@ from turbosparse.models.config import ModelError
 from turbosparse.models.identity import Identity
 from turbosparse.models.kernels import reference_pages
 from turbosparse.models.load import load
-from turbosparse.models.sequence import sequence_batch
+from turbosparse.models.sequence import Reads, observe, sequence_batch
 from turbosparse.models.sparsity import gates as sparsity_gates
-from turbosparse.models.tools import gate_quality, own_gates, train
+from turbosparse.models.tools import own_gates, train
 from turbosparse.models.tools.fit import Data, Optimization
 from turbosparse.models.tools.paging import PagedStep, pages_read
 from turbosparse.models.tools.trainable import TurboSparse
@@ -181,9 +181,8 @@ def test_it_is_served_with_its_gates_and_computes_what_was_trained(trained):
     ids, everyone = ids_of(1), torch.tensor([True])
     step = PagedStep(gates, PAGE, BUDGET // PAGE, everyone, PLACES)
     (want,), _ = model(ids, paged=step)
-    budgets = gate_quality._budgets(LENGTH, BUDGET // PAGE, gated=True, device=ids.device)
-    got = gate_quality._logits(decoder, ids[0], budgets, PAGE)
-    full = gate_quality._logits(decoder, ids[0], None, PAGE)
+    reads = Reads(BUDGET // PAGE, PAGE, gated=True)
+    got, full = (observe(decoder, ids[0], reads=some).logits for some in (reads, None))
     assert (got - full).abs().max() > 0
     agree = (got - want).abs().amax(-1) < 1e-3
     assert agree.float().mean() > 0.9

@@ -194,6 +194,7 @@ def test_rounding_is_no_disagreement(dtype, nats, logits, agrees, said):
     dense = {"name": "dense", "num_tokens": 9, "agreement": agreement}
     model = {"dtype": dtype, "predictors": None}
     record = {"model": model, "text": {"runs": [exact, dense]}, "exam": {}, "tasks": {}}
+    record["attention"] = {"text": None, "exam": None}
     assert verdict.agrees(record) is agrees
     assert said in verdict.verdict(record)[0]
 
