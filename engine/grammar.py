@@ -11,9 +11,15 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from llguidance import LLMatcher, LLTokenizer
+import numpy as np
+from llguidance import LLExecutor, LLMatcher, LLTokenizer
+from llguidance.numpy import fill_next_token_bitmask, fill_next_token_bitmask_par
+from numpy.typing import NDArray
 
 MAX_COMPILED = 64  # grammars kept for the next request that brings the same
+WORD = 32  # tokens in one word of a mask
+EXECUTOR = LLExecutor()  # threads for the masks of one step
+FEW = 8  # masks that are made sooner than threads wake, who on a CPU also take a kernel's core
 
 
 class GrammarError(Exception):
@@ -83,3 +89,15 @@ def check(matcher: LLMatcher) -> None:
     """Raise GrammarError for a matcher that has given up."""
     if matcher.is_error():
         raise GrammarError(matcher.get_error())
+
+
+def masks(constraints: Sequence[Constraint], vocab_size: int) -> NDArray[np.int32]:
+    """Which tokens each may have next: [C, ceil(vocab / 32)], bit i of word w is token 32 w + i."""
+    found = np.zeros((len(constraints), -(-vocab_size // WORD)), np.int32)
+    if len(constraints) <= FEW:
+        for i, constraint in enumerate(constraints):
+            fill_next_token_bitmask(constraint.matcher, found, i)
+    else:
+        places = [(constraint.matcher, i) for i, constraint in enumerate(constraints)]
+        fill_next_token_bitmask_par(EXECUTOR, places, found)
+    return found

@@ -6,18 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from llguidance import LLExecutor
-from llguidance.numpy import fill_next_token_bitmask, fill_next_token_bitmask_par
-from numpy.typing import NDArray
 from torch import Tensor
 
-from .grammar import Constraint
+from .grammar import WORD, masks
 from .request import Request
 from .transfer import to_device
-
-WORD = 32  # tokens in one word of a mask
-EXECUTOR = LLExecutor()  # threads for the masks of one step
-FEW = 8  # masks that are made sooner than threads wake, who on a CPU also take a kernel's core
 
 
 def allow_only(logits: Tensor, requests: Sequence[Request]) -> None:
@@ -45,15 +38,3 @@ def unpacked(packed: Tensor, vocab_size: int) -> Tensor:
     """[C, words] int32 -> [C, vocab] bool, on the device."""
     shifts = torch.arange(WORD, dtype=torch.int32, device=packed.device)
     return (packed[:, :, None] >> shifts & 1).bool().flatten(1)[:, :vocab_size]
-
-
-def masks(constraints: Sequence[Constraint], vocab_size: int) -> NDArray[np.int32]:
-    """Which tokens each may have next: [C, ceil(vocab / 32)], bit i of word w is token 32 w + i."""
-    found = np.zeros((len(constraints), -(-vocab_size // WORD)), np.int32)
-    if len(constraints) <= FEW:
-        for i, constraint in enumerate(constraints):
-            fill_next_token_bitmask(constraint.matcher, found, i)
-    else:
-        places = [(constraint.matcher, i) for i, constraint in enumerate(constraints)]
-        fill_next_token_bitmask_par(EXECUTOR, places, found)
-    return found

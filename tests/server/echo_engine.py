@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from turbosparse.engine.config import EngineConfig
 from turbosparse.engine.core import EngineCore  # noqa: F401  (what this runner is written for)
-from turbosparse.engine.masks import masks
+from turbosparse.engine.grammar import masks
 from turbosparse.engine.messages import (
     Activity,
     AttentionInfo,
