@@ -102,7 +102,7 @@ def test_with_overlap_only_the_constrained_wait_for_their_tokens(engine):
 
 @BOTH
 def test_a_constrained_request_resumes_after_preemption(overlap):
-    core = core_of(make(TINY, num_pages=14), overlap=overlap)
+    core = core_of(make(TINY, num_pages=12), overlap=overlap)
     add(core, "free", 44, ignore_eos=True)
     add(core, "json", 44, seed=3, grammar=JSON)
     request = core.requests["json"]
