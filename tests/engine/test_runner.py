@@ -194,10 +194,12 @@ def test_a_step_that_runs_out_of_memory_fails_its_requests_and_the_next_one_work
     assert len(run(core).tokens["b"]) == 3
 
 
-def test_what_cannot_be_started_says_why(directory):
+def test_what_cannot_be_started_says_why(directory, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for options, message in (
         ({"max_model_len": 9999}, "max_model_len=9999 is more than the model's 256 positions"),
         ({"device": "quantum"}, "device='quantum' is not a device"),
+        ({"device": "cuda:7"}, "device='cuda:7': this machine has no CUDA device"),
         ({"dtype": "int3"}, "dtype='int3' is not one of float32"),
     ):
         with pytest.raises(ModelError, match=message):
