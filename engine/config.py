@@ -17,6 +17,7 @@ class EngineConfig:
     device: str = "auto"  # auto, cpu, cuda, cuda:1 ...
     dtype: str = "auto"  # auto: fp32 on CPU, the checkpoint's own on a GPU
     predictors: str | None = None  # a folder of separate ones: they make the model approximate
+    predictor_dtype: str = "auto"  # float8 rounds them, the model's own too: approximate
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512  # the token budget of one step

@@ -151,6 +151,7 @@ class PredictorInfo:
     thresholds: list[float]  # what a score must exceed, one a layer, or one for all
     separate: bool = False  # made beside the model: not part of its function
     measured: dict[str, object] | None = None  # what separate ones cost on text, where it is known
+    rounded_to: str | None = None  # float8: not the checkpoint's function, even if they are its own
 
 
 @dataclass(frozen=True, slots=True)

@@ -249,6 +249,7 @@ def build_runner(config: EngineConfig) -> tuple[ModelRunner, EngineInfo]:
         device,
         dtype,
         predictors=Path(config.predictors) if config.predictors else None,
+        predictor_dtype=config.predictor_dtype,
         num_positions=max_positions,
         progress=True,
     )
@@ -368,12 +369,14 @@ def _info(
 def _predictors(model: LoadedModel) -> PredictorInfo | None:
     """Its own, or those that it was given."""
     thresholds, attached = model.decoder.thresholds, model.predictors
+    rounded = model.predictor_dtype
     if not thresholds:
         return None
-    if attached is None:
-        return PredictorInfo("low_rank", thresholds[:1])  # all the same
-    measured = None if attached.measured is None else asdict(attached.measured)
-    return PredictorInfo(attached.kind, thresholds, True, measured)
+    if attached is None:  # thresholds are all the same
+        return PredictorInfo("low_rank", thresholds[:1], rounded_to=rounded)
+    known = attached.measured if rounded is None else None
+    measured = None if known is None else asdict(known)
+    return PredictorInfo(attached.kind, thresholds, True, measured, rounded)
 
 
 def _timings(policy: FfnPolicy) -> list[FfnTiming]:

@@ -33,13 +33,14 @@ Key = dict[str, object]
 
 def key(decoder: Decoder, sizes: Sequence[int], active: float, graphs: bool) -> Key:
     """All that the times depend on; the mean active fraction to a hundredth."""
-    ranks = [len(p) for n, p in decoder.named_parameters() if n.endswith("predictor.fc1.weight")]
+    firsts = [p for n, p in decoder.named_parameters() if n.endswith("predictor.fc1.weight")]
     return {
         "device": _device_name(decoder.embedding.device),
         "threads": ops.get_num_threads(decoder.ops),
         "dtype": str(decoder.embedding.dtype),
         "model": {name: str(value) for name, value in asdict(decoder.config).items()},
-        "ranks": ranks,
+        "ranks": [len(weight) for weight in firsts],
+        "predictor_dtypes": sorted({str(weight.dtype) for weight in firsts}),
         "active": round(active, 2),
         "kernels": decoder.ops.chosen(),
         "sources": _sources(),

@@ -16,11 +16,17 @@ def weight(*shape: int) -> nn.Parameter:
 
 
 class Linear(nn.Module):
-    """`x @ weight.T`, no bias; [out, in] as checkpoints store it."""
+    """`x @ weight.T`, no bias; [out, in] as checkpoints store it.
+
+    `scale` [out] float32 is what 1 stands for in each row, where the weight is float8.
+    """
+
+    scale: nn.Parameter | None
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
         self.weight = weight(out_features, in_features)
+        self.register_parameter("scale", None)
 
 
 class Norm(nn.Module):

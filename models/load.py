@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from . import artifact, divergence, random_weights, recipe
+from . import artifact, divergence, random_weights, recipe, rounding
 from .artifact import Attached
 from .config import ModelConfig, ModelError
 from .decoder import Decoder
@@ -31,8 +31,9 @@ class LoadedModel:
     """A decoder with its weights in place.
 
     `exact` says that it computes the function that the checkpoint defines; otherwise
-    `approximation` says what does not, and `predictors` what it was given. `synthetic` says how the
-    weights were drawn, if they were.
+    `approximation` says what does not, `predictors` what it was given, and `predictor_dtype` what
+    its predictors were rounded to, if they were. `synthetic` says how the weights were drawn, if
+    they were.
     """
 
     decoder: Decoder
@@ -45,6 +46,7 @@ class LoadedModel:
     num_parameters: int
     synthetic: str | None = None
     predictors: Attached | None = None
+    predictor_dtype: str | None = None
 
 
 def read_config(directory: Path) -> tuple[Family, ModelConfig]:
@@ -82,6 +84,7 @@ def load(
     dtype: torch.dtype,
     *,
     predictors: Path | None = None,
+    predictor_dtype: str = rounding.OWN,
     num_positions: int | None = None,
     progress: bool = False,
     backends: tuple[str, ...] = ops.BACKENDS,
@@ -90,10 +93,12 @@ def load(
 
     Where config.json holds a recipe there are no weights: they are drawn on the device.
     `predictors` is a folder of separate ones for a model that has none of its own: they make it
-    approximate, and how far is measured at once where the folder does not say. `num_positions` is
-    the longest sequence that will come, the config's by default. Raises ModelError, naming what
-    does not fit.
+    approximate, and how far is measured at once where the folder does not say. So does a
+    `predictor_dtype` of float8, which rounds low-rank ones, those of the checkpoint too.
+    `num_positions` is the longest sequence that will come, the config's by default. Raises
+    ModelError, naming what does not fit.
     """
+    rounding.check(predictor_dtype, device)
     started = time.perf_counter()
     if progress:
         logger.info("Loading %s", directory)
@@ -109,24 +114,40 @@ def load(
         decoder = random_weights.build(config, drawn, chosen, device, dtype, positions)
     if progress:
         _say_loaded(decoder, time.perf_counter() - started)
-    attached = approximation = None
+    rounded = None if predictor_dtype == rounding.OWN else predictor_dtype
+    is_exact = predictors is None and rounded is None
+    before = None if is_exact else divergence.baseline(decoder)
+    attached = None
     if predictors is not None:
-        exact = divergence.baseline(decoder)
         attached = artifact.attach(decoder, predictors, Identity.of(directory, decoder.config))
         decoder.prepare(device, positions)
-        approximation = f"{attached}; {attached.measured or divergence.measure(decoder, exact)}"
+    num_parameters = sum(p.numel() for p in decoder.parameters())
+    if rounded:
+        rounding.round_predictors(decoder)
     return LoadedModel(
         decoder=decoder.eval(),
         config=decoder.config,
         kernels=chosen.chosen(),
         declined=declined,
         eos_token_ids=eos_token_ids(directory),
-        exact=approximation is None,
-        approximation=approximation,
-        num_parameters=sum(p.numel() for p in decoder.parameters()),
+        exact=is_exact,
+        approximation=before and _approximation(decoder, before, attached, rounded),
+        num_parameters=num_parameters,
         synthetic=None if drawn is None else str(drawn),
         predictors=attached,
+        predictor_dtype=rounded,
     )
+
+
+def _approximation(
+    decoder: Decoder, exact: divergence.Baseline, attached: Attached | None, rounded: str | None
+) -> str:
+    """What is approximate, and how far: as the predictors' folder says, or measured here."""
+    measured = None if attached is None or rounded else attached.measured
+    what = "its own predictors" if attached is None else str(attached)
+    if rounded:
+        what += f", rounded to {rounded}"
+    return f"{what}; {measured or divergence.measure(decoder, exact)}"
 
 
 def _read(

@@ -140,11 +140,11 @@ def threshold(sparsity: Sparsity | None, info: EngineInfo) -> float | None:
         if sparsity.threshold is not None:
             field = "sparsity.threshold"
             raise BadRequest(f"{field} is only allowed with mode: approximate", field)
-        # An exact request to a model with separate predictors: they keep every neuron.
-        return -math.inf if sparsity.mode == "exact" and _are_separate(info) else None
+        return _exact(info) if sparsity.mode == "exact" else None
     if info.predictors is None:
         raise BadRequest("sparsity.mode: this model has no predictor", "sparsity.mode")
-    if sparsity.threshold is None and not info.predictors.separate:
+    is_exact = not info.predictors.separate and info.predictors.rounded_to is None
+    if sparsity.threshold is None and is_exact:
         raise BadRequest(
             "sparsity.threshold is missing: this model's own predictor, at its own threshold of "
             f"{info.predictors.thresholds[0]:g}, is part of the exact model",
@@ -153,8 +153,21 @@ def threshold(sparsity: Sparsity | None, info: EngineInfo) -> float | None:
     return sparsity.threshold
 
 
-def _are_separate(info: EngineInfo) -> bool:
-    return info.predictors is not None and info.predictors.separate
+def _exact(info: EngineInfo) -> float | None:
+    """Separate predictors are made to keep every neuron; what a checkpoint's own have dropped is
+    lost with the weights that dropped it."""
+    predictors = info.predictors
+    if predictors is None:
+        return None
+    if predictors.separate:
+        return -math.inf
+    if predictors.rounded_to is not None:
+        raise BadRequest(
+            "sparsity.mode: exact is this model's own predictor as it was trained, and here it is "
+            f"rounded to {predictors.rounded_to} (--predictor-dtype)",
+            "sparsity.mode",
+        )
+    return None
 
 
 def _logit_bias(request: CompletionFields, info: EngineInfo) -> tuple[tuple[int, float], ...]:

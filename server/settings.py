@@ -8,6 +8,7 @@ from ..engine.config import EngineConfig
 from .flags import SettingsError, flag
 
 GIB = 1 << 30
+PREDICTOR_DTYPES = ("auto", "float8")
 ATTENTION_MODES = ("full", "bound", "gate")
 FFN_MODES = ("token", "union", "dense")
 
@@ -38,6 +39,12 @@ class Settings:
     dtype: str = flag("auto", "auto, float32, bfloat16 or float16")
     predictors: str | None = flag(
         None, "folder or repository of separate predictors: makes a ReLU model approximate"
+    )
+    predictor_dtype: str = flag(
+        "auto",
+        "float8 rounds low-rank predictors, the model's own too, to half the bytes: approximate; "
+        "auto: as the model is",
+        choices=PREDICTOR_DTYPES,
     )
     attention: str = flag(
         "full",
@@ -118,6 +125,7 @@ class Settings:
             device=self.device,
             dtype=self.dtype,
             predictors=predictors,
+            predictor_dtype=self.predictor_dtype,
             max_model_len=self.max_model_len,
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,

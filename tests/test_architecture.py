@@ -94,6 +94,7 @@ def test_only_the_door_imports_kernels(path):
             "ops",
             "reference",  # the meaning itself may be asked for: the oracle predictor does
             "reference_pages",
+            "reference_predict",
         )
         assert not kernel, f"{name(path)}:{line} imports {module}"
 

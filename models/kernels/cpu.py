@@ -20,6 +20,7 @@ from ..config import Activation
 from . import cpu_attention, cpu_draw, cpu_ffn, cpu_matmul, cpu_pages, cpu_sketch
 from .reference import Choice, Limits, best_of
 from .reference_pages import Gate, add_shares
+from .reference_predict import Scales, whole
 
 NO_WINDOW = 1 << 60  # positions
 
@@ -199,7 +200,16 @@ def summarize(k_cache: Tensor, summary: Tensor, slots: Tensor) -> None:
     cpu_pages.summarize(_at(k_cache), _at(summary), slots.data_ptr(), len(slots), shape)
 
 
-def predict(residual: Tensor, fc1: Tensor, fc2: Tensor, threshold: float | Tensor) -> Tensor:
+def predict(
+    residual: Tensor,
+    fc1: Tensor,
+    fc2: Tensor,
+    threshold: float | Tensor,
+    scales: Scales | None = None,
+) -> Tensor:
+    """Weights in 8 bits become whole at every call: right, in any company, but not fast."""
+    if scales is not None:
+        fc1, fc2 = whole(fc1, scales[0]), whole(fc2, scales[1])
     (num_tokens, num_columns), (num_neurons, rank) = residual.shape, fc2.shape
     thresholds, is_one = _thresholds(threshold)
     mask = torch.empty(num_tokens, num_neurons, dtype=torch.bool)

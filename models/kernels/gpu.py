@@ -35,6 +35,7 @@ from .gpu_launch import aside
 from .gpu_linear import Epilogue
 from .reference import Choice, Limits
 from .reference_pages import Gate
+from .reference_predict import Scales
 from .sizes import power_of_two_in
 
 # Where it may, cuBLAS adds the parts of a split product in 16 bits: a neuron's score next to zero
@@ -186,8 +187,14 @@ def _attend_chosen(
     return gpu_chosen.attend(q, k_cache, v_cache, *rest)
 
 
-def predict(residual: Tensor, fc1: Tensor, fc2: Tensor, threshold: float | Tensor) -> Tensor:
-    return gpu_predict.predict(residual, fc1, fc2, threshold)
+def predict(
+    residual: Tensor,
+    fc1: Tensor,
+    fc2: Tensor,
+    threshold: float | Tensor,
+    scales: Scales | None = None,
+) -> Tensor:
+    return gpu_predict.predict(residual, fc1, fc2, threshold, scales=scales)
 
 
 def sketch(x: Tensor, codes: Tensor, scales: Tensor, threshold: float | Tensor) -> Tensor:
@@ -270,18 +277,23 @@ def norm_route(
 
 
 def predict_experts(
-    residual: Tensor, fc1: Tensor, fc2: Tensor, threshold: float | Tensor, routing: Routing
+    residual: Tensor,
+    fc1: Tensor,
+    fc2: Tensor,
+    threshold: float | Tensor,
+    routing: Routing,
+    scales: Scales | None = None,
 ) -> Tensor:
     if isinstance(threshold, Tensor):  # who asks for a threshold of its own runs without a graph
-        return reference.predict_experts(residual, fc1, fc2, threshold, routing)
+        return reference.predict_experts(residual, fc1, fc2, threshold, routing, scales)
     num_tokens, num_experts = routing.weights.shape
     ranks, neurons = fc1.shape[0] // num_experts, fc2.shape[0] // num_experts
     tiled = min(power_of_two_in(ranks), power_of_two_in(neurons)) >= 16
     if num_tokens == 1 or (num_tokens <= gpu_linear.MAX_TOKENS and tiled):
-        return gpu_predict.predict(residual, fc1, fc2, threshold, routing)
+        return gpu_predict.predict(residual, fc1, fc2, threshold, routing, scales=scales)
     if residual.dtype is not torch.bfloat16:
-        return reference.predict_experts(residual, fc1, fc2, threshold, routing)
-    return gpu_experts.predict(residual, fc1, fc2, threshold, routing)
+        return reference.predict_experts(residual, fc1, fc2, threshold, routing, scales)
+    return gpu_experts.predict(residual, fc1, fc2, threshold, routing, scales)
 
 
 def experts(

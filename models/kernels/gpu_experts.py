@@ -13,6 +13,7 @@ from torch import Tensor
 from ..batch import Routing
 from ..config import Activation
 from . import gpu_gated
+from .reference_predict import Scales
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +36,19 @@ def by_expert(routing: Routing) -> Sorted:
 
 
 def predict(
-    residual: Tensor, fc1: Tensor, fc2: Tensor, threshold: float, routing: Routing
+    residual: Tensor,
+    fc1: Tensor,
+    fc2: Tensor,
+    threshold: float,
+    routing: Routing,
+    scales: Scales | None = None,
 ) -> Tensor:
-    """`reference.predict_experts` for many tokens, in bfloat16."""
-    pairs = by_expert(routing)
-    hidden = _grouped(residual[pairs.token], fc1, pairs).relu_()
-    scores = _grouped(hidden, fc2, pairs)
+    """`reference.predict_experts` for many tokens, in bfloat16; so are float8 weights meanwhile,
+    which are exact in it."""
+    pairs, (scale1, scale2) = by_expert(routing), scales or (None, None)
+    hidden = _grouped(residual[pairs.token], fc1.to(residual.dtype), pairs)
+    hidden = _scaled(hidden, scale1, pairs).relu_()
+    scores = _scaled(_grouped(hidden, fc2.to(residual.dtype), pairs), scale2, pairs)
     mask = torch.empty(
         *routing.weights.shape, scores.shape[1], dtype=torch.bool, device=residual.device
     )
@@ -67,6 +75,13 @@ def ffn(
     results = F.grouped_mm(values, per_expert, offs=pairs.ends)  # [T * k, hidden]
     weights = routing.weights.gather(1, pairs.expert[pairs.places])
     return (results[pairs.places].float() * weights[:, :, None]).sum(1).to(x.dtype)
+
+
+def _scaled(sums: Tensor, scale: Tensor | None, pairs: Sorted) -> Tensor:
+    """Each pair's sums [T * k, out] by its own expert's part of the scales [E * out]."""
+    if scale is None:
+        return sums
+    return (sums * scale.view(len(pairs.ends), -1)[pairs.expert]).to(sums.dtype)
 
 
 def _grouped(x: Tensor, weight: Tensor, pairs: Sorted) -> Tensor:

@@ -57,6 +57,7 @@ def one_kernel(
     x_ptr,
     norm_ptr,
     weight_ptr,
+    row_scale_ptr,
     add_ptr,
     out_ptr,
     chosen_ptr,
@@ -71,6 +72,7 @@ def one_kernel(
     BLOCK_K: tl.constexpr,
     EPILOGUE: tl.constexpr,
     NORM: tl.constexpr,
+    SCALED: tl.constexpr,
     ADD: tl.constexpr,
     PER_EXPERT: tl.constexpr,
     ROUTED: tl.constexpr,
@@ -78,7 +80,8 @@ def one_kernel(
 ):
     """One token, [WIDTH] x [rows, WIDTH], row r at r * STRIDE.
 
-    NORM: x is normed first. ADD: the result is scaled and added to another row.
+    NORM: x is normed first. SCALED: each row of the weight has a scale. ADD: the result is scaled
+    and added to another row.
     ROUTED: `expert_rows` rows belong to an expert, and only the chosen ones' are multiplied.
     PER_EXPERT: each expert has an x of its own.
     """
@@ -103,6 +106,8 @@ def one_kernel(
         else:
             tile = tl.load(row + at[None, :], mask=(at < WIDTH)[None, :], other=0.0)
             weights = weights + (tile,)  # noqa: RUF005
+    if SCALED:
+        row_scale = tl.load(row_scale_ptr + tl.minimum(rows, num_rows - 1))
     if PDL and not ROUTED:
         gdc_wait()
     if PER_EXPERT:
@@ -125,6 +130,8 @@ def one_kernel(
             x = ((x * factor).to(kind).to(tl.float32) * norm).to(kind).to(tl.float32)
         acc += weights[step].to(tl.float32) * x[None, :]
     y = tl.sum(acc, 1)
+    if SCALED:
+        y = y * row_scale
     if ADD:
         y = y * scale + tl.load(add_ptr + rows, mask=rows < num_rows, other=0.0).to(tl.float32)
     y = _finish(y, threshold, EPILOGUE, out_ptr.dtype.element_ty)
@@ -139,6 +146,7 @@ def one_kernel(
 def few_kernel(
     x_ptr,
     weight_ptr,
+    row_scale_ptr,
     add_ptr,
     out_ptr,
     partial_ptr,
@@ -160,6 +168,7 @@ def few_kernel(
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
     EPILOGUE: tl.constexpr,
+    SCALED: tl.constexpr,
     ADD: tl.constexpr,
     PER_EXPERT: tl.constexpr,
     ROUTED: tl.constexpr,
@@ -195,7 +204,7 @@ def few_kernel(
         x = tl.load(
             x_ptr + t[None, :] * x_stride + at[:, None], mask=t[None, :] < num_tokens, other=0.0
         )
-        acc = tl.dot(w, x, acc, input_precision="ieee")
+        acc = tl.dot(w.to(x.dtype), x, acc, input_precision="ieee")
     last = True
     if SPLITS > 1:
         place = partial_ptr + (tile * SPLITS * BLOCK_N + n[:, None]) * TOKENS + t[None, :]
@@ -210,6 +219,8 @@ def few_kernel(
                 acc += tl.load(place + part * BLOCK_N * TOKENS, cache_modifier=".cg")
         at = t[None, :] * num_rows + rows[:, None]
         inside = (t[None, :] < num_tokens) & wanted[:, None]
+        if SCALED:
+            acc = acc * tl.load(row_scale_ptr + rows, mask=wanted, other=0.0)[:, None]
         if ADD:
             acc = acc * scale + tl.load(add_ptr + at, mask=inside, other=0.0).to(tl.float32)
         y = _finish(acc, threshold, EPILOGUE, out_ptr.dtype.element_ty)
@@ -243,10 +254,12 @@ def multiply(
     scale: float = 1.0,
     routing: Routing | None = None,
     per_expert: bool = False,
+    row_scale: Tensor | None = None,
 ) -> Tensor:
     """out [T, rows] = epilogue(add + scale * (x [T, WIDTH] @ weight.T)), for shapes that `fits`.
 
-    weight [rows, WIDTH], of any row stride. x is normed by norm [WIDTH] and eps first: for one
+    weight [rows, WIDTH], of any row stride and of x's type, or float8 with a row_scale [rows]
+    float32 that the sums are multiplied by. x is normed by norm [WIDTH] and eps first: for one
     token here, for more before the call. With routing, the rows are E experts' one after the other,
     [E, rows / E, WIDTH]: those whom no token was sent to are left as they are, and a mask is false
     for a token that was sent elsewhere. With `per_expert` x is [T, E * WIDTH], a
@@ -260,6 +273,7 @@ def multiply(
         "WIDTH": weight.shape[1],
         "STRIDE": weight.stride(0),
         "EPILOGUE": int(epilogue),
+        "SCALED": row_scale is not None,
         "ADD": add is not None,
         "PER_EXPERT": per_expert,
         "ROUTED": routing is not None,
@@ -267,7 +281,8 @@ def multiply(
     }
     expert_rows = num_rows // num_experts
     if x.shape[0] > 1 or (norm is None and _long(x, weight, routing)):
-        return _few(x, weight, add, out, routing, threshold, scale, expert_rows, shared)
+        rest = (out, routing, threshold, scale, expert_rows, shared)
+        return _few(x, weight, row_scale, add, *rest)
     width = weight.shape[1]
     columns = power_of_two_in(width)
     columns = min(4096, columns) if columns >= 64 else power_of_two(width)
@@ -282,6 +297,7 @@ def multiply(
         x,
         norm,
         weight,
+        row_scale,
         add,
         out,
         None if routing is None else routing.chosen,
@@ -302,6 +318,7 @@ def multiply(
 def _few(
     x: Tensor,
     weight: Tensor,
+    row_scale: Tensor | None,
     add: Tensor | None,
     out: Tensor,
     routing: Routing | None,
@@ -319,10 +336,12 @@ def _few(
         splits = 1
     tiles = ceil_div(num_rows, rows)
     tokens, half = power_of_two(max(16, num_tokens)), x.element_size() == 2
+    small = columns < 128 or weight.element_size() == 1  # tiles: more of them are asked for early
     size = tiles * splits * block * tokens if splits > 1 else 0
     few_kernel[(tiles, splits)](
         x,
         weight,
+        row_scale,
         add,
         out,
         torch.empty(size, dtype=torch.float32, device=device),
@@ -340,7 +359,7 @@ def _few(
         ROWS=rows,
         BLOCK_N=block,
         BLOCK_K=columns if half else min(32, columns),
-        STAGES=(4 if columns == 128 else 6) if half else 2,
+        STAGES=(6 if small else 4) if half else 2,
         num_warps=4,
         **shared,
     )

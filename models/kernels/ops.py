@@ -20,6 +20,7 @@ from ..batch import FfnMode, ForwardBatch, Routing
 from ..config import Activation
 from .reference import Choice, Limits
 from .reference_pages import Gate
+from .reference_predict import Scales
 
 BACKENDS = ("gpu", "cpu", "reference")  # in order of preference
 DEVICES = {"gpu": "cuda", "cpu": "cpu"}  # known without importing Triton or numba
@@ -52,7 +53,7 @@ class Ops:
         ],
         Tensor,
     ]
-    predict: Callable[[Tensor, Tensor, Tensor, float | Tensor], Tensor]
+    predict: Callable[[Tensor, Tensor, Tensor, float | Tensor, Scales | None], Tensor]
     sketch: Callable[[Tensor, Tensor, Tensor, float | Tensor], Tensor]
     gated: Callable[[Tensor, Tensor, Activation, float], Tensor]
     norm_gated: Callable[[Tensor, Tensor, float, Tensor, Activation], Tensor]
@@ -74,7 +75,9 @@ class Ops:
     ]
     route: Callable[[Tensor, Tensor, int], Routing]
     norm_route: Callable[[Tensor, Tensor, float, Tensor, int], tuple[Tensor, Routing]]
-    predict_experts: Callable[[Tensor, Tensor, Tensor, float | Tensor, Routing], Tensor]
+    predict_experts: Callable[
+        [Tensor, Tensor, Tensor, float | Tensor, Routing, Scales | None], Tensor
+    ]
     experts: Callable[
         [
             Tensor,

@@ -16,6 +16,7 @@ from ..batch import FfnMode, ForwardBatch, Routing
 from ..config import Activation
 from . import reference_pages as pages
 from .reference_pages import Gate
+from .reference_predict import Scales, above, expert_scores, low_rank_scores
 
 Limits = tuple[Tensor, Tensor, Tensor]  # top_k, top_p, min_p, for `draw`
 Choice = Callable[[], Tensor | None]  # finds which neurons are kept, [T, N] bool; None: by the gate
@@ -161,26 +162,22 @@ def sparse_attention(
     return out
 
 
-def predict(residual: Tensor, fc1: Tensor, fc2: Tensor, threshold: float | Tensor) -> Tensor:
+def predict(
+    residual: Tensor,
+    fc1: Tensor,
+    fc2: Tensor,
+    threshold: float | Tensor,
+    scales: Scales | None = None,
+) -> Tensor:
     """The neurons that a low-rank predictor keeps: [T, hidden], [r, hidden], [N, r] -> [T, N] bool.
 
     threshold: one for all, or one a token [T] float32; minus infinity keeps every neuron.
     Published as `round(sigmoid(fc2(relu(fc1(residual)))))`; sigmoid(0) rounds to 0, so it is > 0.
     As there, the hidden layer is of the residual's type; its sums and the scores are accumulated in
-    fp32: a bf16 score near zero would flip with the summation order.
+    fp32: a bf16 score near zero would flip with the summation order. With scales fc1 and fc2 are
+    float8, and a row's sum is multiplied by its scale.
     """
-    return above(low_rank_scores(residual, fc1, fc2), threshold)
-
-
-def low_rank_scores(residual: Tensor, fc1: Tensor, fc2: Tensor) -> Tensor:
-    """What `predict` holds against the threshold: [T, N] float32."""
-    hidden = F.linear(residual.float(), fc1.float()).relu().to(residual.dtype)
-    return F.linear(hidden.float(), fc2.float())
-
-
-def above(scores: Tensor, threshold: float | Tensor) -> Tensor:
-    """scores [T, N] against one threshold, or one a token [T]."""
-    return scores > (threshold[:, None] if isinstance(threshold, Tensor) else threshold)
+    return above(low_rank_scores(residual, fc1, fc2, scales), threshold)
 
 
 def sketch(x: Tensor, codes: Tensor, scales: Tensor, threshold: float | Tensor) -> Tensor:
@@ -334,16 +331,17 @@ def best_of(logits: Tensor, num_chosen: int) -> Routing:
 
 
 def predict_experts(
-    residual: Tensor, fc1: Tensor, fc2: Tensor, threshold: float | Tensor, routing: Routing
+    residual: Tensor,
+    fc1: Tensor,
+    fc2: Tensor,
+    threshold: float | Tensor,
+    routing: Routing,
+    scales: Scales | None = None,
 ) -> Tensor:
     """`predict` of E experts as one long layer: [T, hidden], [E * r, hidden], [E * N, r] ->
     [T, E * N] bool. What it says of an expert to whom a token was not sent has no meaning."""
-    (num_tokens, num_experts), rank = routing.weights.shape, fc2.shape[1]
-    hidden = F.linear(residual.float(), fc1.float()).relu().to(residual.dtype).float()
-    per_expert = hidden.view(num_tokens, num_experts, rank).transpose(0, 1)
-    scores = per_expert @ fc2.float().view(num_experts, -1, rank).transpose(1, 2)  # [E, T, N]
-    threshold = threshold[:, None] if isinstance(threshold, Tensor) else threshold
-    return (scores > threshold).transpose(0, 1).flatten(1)
+    num_experts = routing.weights.shape[1]
+    return above(expert_scores(residual, fc1, fc2, num_experts, scales), threshold)
 
 
 def experts(

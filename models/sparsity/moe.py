@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..batch import ForwardBatch, Routing
 from ..config import ModelConfig
 from ..kernels.ops import Ops
+from ..kernels.reference_predict import Scales
 from ..layers import Linear, Norm
 from .ffn import DenseFFN, SparseFFN
 from .predictor import LowRankPredictor, deciding
@@ -21,6 +22,7 @@ class Stacked:
 
     fc1: Tensor  # [E * r, hidden]
     fc2: Tensor  # [E * N, r]
+    scales: Scales | None  # of the rows of both, where they are float8
     gate_up: Tensor  # [E * N, 2 * hidden]
     down: Tensor  # [E * N, hidden]
 
@@ -56,19 +58,31 @@ class MoE(nn.Module):
 
     def stack(self) -> None:
         """Lay the experts' weights one after the other; they become views of the whole."""
-        experts = [expert for expert in self.experts if isinstance(expert, SparseFFN)]
-        predictors = [e.predictor for e in experts if isinstance(e.predictor, LowRankPredictor)]
+        experts, predictors = self._parts()
         if len(predictors) < len(self.experts):
             return
         rank = max(predictor.fc1.weight.shape[0] for predictor in predictors)
         for predictor in predictors:
             predictor.widen(rank)
-        self.stacked = Stacked(
-            _joined([(predictor.fc1, "weight") for predictor in predictors]),
-            _joined([(predictor.fc2, "weight") for predictor in predictors]),
-            _joined([(expert, "gate_up") for expert in experts]),
-            _joined([(expert, "down") for expert in experts]),
+        gate_up, down = (
+            _joined([(expert, name) for expert in experts]) for name in ("gate_up", "down")
         )
+        self.stacked = Stacked(*_predictors_joined(predictors), gate_up, down)
+
+    def round_predictors(self) -> None:
+        """Those of all experts in float8; they stay stacked, if they were."""
+        predictors = self._parts()[1]
+        for predictor in predictors:
+            predictor.round()
+        if self.stacked is not None:
+            fc1, fc2, scales = _predictors_joined(predictors)
+            self.stacked = replace(self.stacked, fc1=fc1, fc2=fc2, scales=scales)
+
+    def _parts(self) -> tuple[list[SparseFFN], list[LowRankPredictor]]:
+        """The experts that may skip neurons, and what chooses theirs."""
+        experts = [expert for expert in self.experts if isinstance(expert, SparseFFN)]
+        predictors = [e.predictor for e in experts if isinstance(e.predictor, LowRankPredictor)]
+        return experts, predictors
 
     def _together(
         self,
@@ -83,7 +97,9 @@ class MoE(nn.Module):
         assert isinstance(first, SparseFFN)
         assert isinstance(first.predictor, LowRankPredictor)
         threshold = deciding(first.predictor.threshold, batch.thresholds)
-        mask = self.ops.predict_experts(residual, stacked.fc1, stacked.fc2, threshold, routing)
+        mask = self.ops.predict_experts(
+            residual, stacked.fc1, stacked.fc2, threshold, routing, stacked.scales
+        )
         if batch.active is not None:
             sent = (routing.weights != 0)[:, :, None]
             kept = mask.view(len(x), len(self.experts), -1).where(sent, False)
@@ -125,6 +141,18 @@ class MoE(nn.Module):
         if batch.union is not None:
             batch.union[layer] /= len(self.experts)
         return out
+
+
+def _predictors_joined(
+    predictors: list[LowRankPredictor],
+) -> tuple[Tensor, Tensor, Scales | None]:
+    """fc1, fc2 and their rows' scales of all experts."""
+    firsts, seconds = [p.fc1 for p in predictors], [p.fc2 for p in predictors]
+    fc1, fc2 = (_joined([(layer, "weight") for layer in part]) for part in (firsts, seconds))
+    if predictors[0].scales is None:
+        return fc1, fc2, None
+    scale1, scale2 = (_joined([(layer, "scale") for layer in part]) for part in (firsts, seconds))
+    return fc1, fc2, (scale1, scale2)
 
 
 def _joined(places: list[tuple[nn.Module, str]]) -> Tensor:

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import Activation, ModelError
-from ..kernels import reference
+from ..kernels import reference, reference_predict
 from ..kernels.ops import Ops
+from ..kernels.reference_predict import Scales
 from ..layers import Linear
 
 Tensors = Mapping[str, Tensor]
@@ -110,6 +111,7 @@ class LowRankPredictor(nn.Module):
         return made
 
     def tensors(self) -> dict[str, Tensor]:
+        assert self.scales is None, "what is kept is what was trained"
         return {"fc1.weight": self.fc1.weight.detach(), "fc2.weight": self.fc2.weight.detach()}
 
     def widen(self, multiple: int) -> None:
@@ -121,12 +123,26 @@ class LowRankPredictor(nn.Module):
                 wider = F.pad(layer.weight, sides)
                 layer.weight = nn.Parameter(wider, requires_grad=False)
 
+    def round(self) -> None:
+        """Both matrices in float8 from now on, a scale for each row: half the bytes of 16-bit ones,
+        and another function."""
+        for layer in (self.fc1, self.fc2):
+            rounded = reference_predict.float8(layer.weight)
+            layer.weight, layer.scale = (nn.Parameter(t, requires_grad=False) for t in rounded)
+
+    @property
+    def scales(self) -> Scales | None:
+        """Of the rows of fc1 and fc2, once they are rounded."""
+        first, second = self.fc1.scale, self.fc2.scale
+        return None if first is None or second is None else (first, second)
+
     def select(self, residual: Tensor, x: Tensor, thresholds: Tensor | None = None) -> Tensor:
         threshold = deciding(self.threshold, thresholds)
-        return self.ops.predict(residual, self.fc1.weight, self.fc2.weight, threshold)
+        return self.ops.predict(residual, self.fc1.weight, self.fc2.weight, threshold, self.scales)
 
     def scores(self, residual: Tensor, x: Tensor) -> Tensor:
-        return reference.low_rank_scores(residual, self.fc1.weight, self.fc2.weight)
+        weights = (self.fc1.weight, self.fc2.weight)
+        return reference_predict.low_rank_scores(residual, *weights, self.scales)
 
 
 class OraclePredictor(nn.Module):
@@ -157,7 +173,7 @@ class OraclePredictor(nn.Module):
 
     def select(self, residual: Tensor, x: Tensor, thresholds: Tensor | None = None) -> Tensor:
         threshold = deciding(self.threshold, thresholds)
-        return reference.above(self.scores(residual, x), threshold)
+        return reference_predict.above(self.scores(residual, x), threshold)
 
     def scores(self, residual: Tensor, x: Tensor) -> Tensor:
         return reference.gated(x, self.gate_up, self.activation, self.fatrelu).abs().float()

@@ -21,7 +21,7 @@ import httpx
 import torch
 
 from ... import __version__
-from ...models.fields import Json
+from ...models.fields import Json, as_object
 from ...models.kernels import ops
 from ...models.load import choose_device, choose_dtype, load, read_config
 from ...models.machine import commit, processor, software
@@ -153,8 +153,7 @@ def _measure_text(
         found.attention.text = measured.attention.as_json()
     found.model = _model(
         located,
-        exact=model.exact,
-        has_predictors=bool(predictors_of(model.decoder)),
+        separate=model.predictors is not None if predictors_of(model.decoder) else None,
         dtype=str(dtype).removeprefix("torch."),
         num_parameters=model.num_parameters,
         approximation=model.approximation,
@@ -164,10 +163,10 @@ def _measure_text(
         torch.cuda.empty_cache()
 
 
-def _model(located: Located, *, exact: bool, has_predictors: bool, **facts: object) -> Json:
-    """What the model is, for the record."""
+def _model(located: Located, *, separate: bool | None, **facts: object) -> Json:
+    """What the model is, for the record; `separate` is None where it has no predictors."""
     config = read_config(located.directory)[1]
-    owner = "own" if exact else "separate"
+    owner = "separate" if separate else "own"
     return {
         "name": located.name,
         "family": config.family,
@@ -175,7 +174,7 @@ def _model(located: Located, *, exact: bool, has_predictors: bool, **facts: obje
         "num_layers": config.num_layers,
         "num_neurons": config.num_neurons,
         "num_experts": config.num_experts,
-        "predictors": owner if has_predictors else None,
+        "predictors": None if separate is None else owner,
     } | facts
 
 
@@ -225,10 +224,10 @@ def _ask(
             chosen.lm_eval,
             chosen.include_path,
         )
+    chooses = target.info["predictors"]
     found.model = found.model or _model(
         located,
-        exact=bool(target.info["exact"]),
-        has_predictors=target.info["predictors"] is not None,
+        separate=None if chooses is None else bool(as_object(chooses, "predictors")["separate"]),
         dtype=target.info["dtype"],
         num_parameters=target.info["num_parameters"],
         approximation=target.info["approximation"],

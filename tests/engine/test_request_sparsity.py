@@ -10,6 +10,7 @@ from test_predictors import write_predictors
 from test_runner import BOTH, PROMPT, greedy, make, others
 
 from turbosparse.engine.config import EngineConfig
+from turbosparse.engine.messages import PredictorInfo
 from turbosparse.engine.runner import build_runner
 from turbosparse.models.tools import train_predictor
 from turbosparse.models.tools.imitation import Recipe
@@ -136,3 +137,25 @@ def test_trained_predictors_serve_each_request_at_its_own_threshold(tmp_path, ki
     exact = make(model)
     exact.add(greedy("a", PROMPT, 8))
     assert run(exact).tokens["a"] == texts["all"]
+
+
+@BOTH
+def test_rounded_predictors_choose_the_same_in_any_company(turbosparse, overlap):
+    """The function is another one, but it is one; and the engine says so."""
+    _, info = build_runner(
+        EngineConfig(model=str(turbosparse), device="cpu", num_pages=20, predictor_dtype="float8")
+    )
+    assert not info.exact
+    assert info.approximation.startswith("its own predictors, rounded to float8; on 64 random")
+    assert info.predictors == PredictorInfo("low_rank", [0.0], rounded_to="float8")
+    cores = [
+        make(turbosparse, num_pages=800, overlap=overlap, predictor_dtype=name)
+        for name in ("float8", "float8", "auto")
+    ]
+    for i, prompt in enumerate(others(6)):
+        cores[1].add(greedy(f"x{i}", prompt, 9))
+    for core in cores:
+        core.add(greedy("a", PROMPT))
+    alone, among, exact = (run(core).tokens["a"] for core in cores)
+    assert alone == among
+    assert alone != exact

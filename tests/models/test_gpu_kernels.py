@@ -8,7 +8,16 @@ from on_gpu import DEVICE, close, gpu_only, random
 
 from turbosparse.models.batch import FfnMode
 from turbosparse.models.config import Activation
-from turbosparse.models.kernels import gpu, gpu_ffn_few, gpu_norm, ops, reference
+from turbosparse.models.kernels import (
+    gpu,
+    gpu_experts,
+    gpu_ffn_few,
+    gpu_norm,
+    ops,
+    reference,
+    reference_predict,
+)
+from turbosparse.models.kernels.reference_predict import float8
 
 SPARSE = [a for a in Activation if a.is_sparse]
 
@@ -59,6 +68,20 @@ def test_predict(num_tokens):
     got = gpu.predict(residual, fc1, fc2, 0.3)
     assert got.dtype == torch.bool
     assert (got == want)[clear].all()
+    assert clear.float().mean() > 0.98
+
+
+@pytest.mark.parametrize("num_tokens", [1, 3, 70])
+@pytest.mark.parametrize(("rank", "width"), [(19, 99), (16, 64)])
+def test_predict_in_8_bits(num_tokens, rank, width):
+    """Weights whose rows are of very different sizes: a scale at the wrong row would show."""
+    residual, fc1, scale1 = random(num_tokens, width), *float8(random(rank, width, seed=1))
+    fc2, scale2 = float8(random(131, rank, seed=2))
+    scale1, scale2 = (scale * random(len(scale), seed=3).exp() for scale in (scale1, scale2))
+    arguments = (residual, fc1, fc2, 0.3, (scale1, scale2))
+    scores = reference_predict.low_rank_scores(residual, fc1, fc2, (scale1, scale2))
+    clear = (scores - 0.3).abs() > 1e-3
+    assert (gpu.predict(*arguments) == reference.predict(*arguments))[clear].all()
     assert clear.float().mean() > 0.98
 
 
@@ -126,7 +149,9 @@ def test_the_ffn_between_norm_and_residual(num_tokens, mode, masked):
     check_ffn_add(num_tokens, 48, 99, mode, masked)
 
 
-def check_experts(num_tokens, hidden, neurons, rank, mode, dtype=torch.float32, num_experts=4):
+def check_experts(
+    num_tokens, hidden, neurons, rank, mode, dtype=torch.float32, num_experts=4, rounded=False
+):
     x, residual = (random(num_tokens, hidden, seed=i, dtype=dtype) for i in (0, 7))
     router = random(num_experts, hidden, seed=1, dtype=dtype)
     fc1 = random(num_experts * rank, hidden, seed=2, dtype=dtype) / hidden**0.5
@@ -141,8 +166,12 @@ def check_experts(num_tokens, hidden, neurons, rank, mode, dtype=torch.float32, 
     found, chosen = gpu.norm_route(residual, norm, 1e-5, router, 2)
     close(found, normed)
     torch.testing.assert_close(chosen.weights, want.weights, atol=5e-3, rtol=5e-2)
-    scores = reference.predict_experts(residual, fc1, fc2, 0.2, routing)
-    found = gpu.predict_experts(residual, fc1, fc2, 0.2, routing)
+    scales = None
+    if rounded:
+        (fc1, scale1), (fc2, scale2) = float8(fc1), float8(fc2)
+        scales = (scale1, scale2)
+    scores = reference.predict_experts(residual, fc1, fc2, 0.2, routing, scales)
+    found = gpu.predict_experts(residual, fc1, fc2, 0.2, routing, scales)
     sent = (routing.weights != 0).repeat_interleave(neurons, 1)
     assert (scores == found)[sent].float().mean() > 0.995, "near the threshold rounding may decide"
     mask = scores.where(sent, True)  # what an expert's mask says of others must not matter
@@ -168,6 +197,28 @@ def test_experts(num_tokens, mode):
     check_experts(num_tokens, 32, 48, 16, mode)
 
 
+@pytest.mark.parametrize("num_tokens", [1, 3])
+def test_experts_whose_predictors_are_in_8_bits(num_tokens):
+    check_experts(num_tokens, 32, 48, 16, FfnMode.TOKEN, rounded=True)
+
+
+def test_predictors_of_sorted_experts_in_8_bits():
+    """Beyond what the tiles take, a pair's sums meet the scales of its own expert."""
+    experts, rank, neurons = 4, 32, 48
+    residual = random(40, 64, dtype=torch.bfloat16)
+    routing = reference.route(residual, random(experts, 64, seed=1, dtype=torch.bfloat16), 2)
+    fc1, scale1 = float8(random(experts * rank, 64, seed=2) / 8)
+    fc2, scale2 = float8(random(experts * neurons, rank, seed=3))
+    scales = (
+        scale1 * random(len(scale1), seed=4).exp(),
+        scale2 * random(len(scale2), seed=5).exp(),
+    )
+    found = gpu_experts.predict(residual, fc1, fc2, 0.2, routing, scales)
+    want = reference.predict_experts(residual, fc1, fc2, 0.2, routing, scales)
+    sent = (routing.weights != 0).repeat_interleave(neurons, 1)
+    assert (found == want)[sent].float().mean() > 0.995, "near the threshold rounding may decide"
+
+
 @gpu_only
 @pytest.mark.parametrize("num_tokens", [1, 2, 4, 5, 16, 33, 64, 100])
 @pytest.mark.parametrize("mode", FfnMode)
@@ -191,6 +242,22 @@ def test_predict_at_7b(num_tokens, rank):
 
 
 @gpu_only
+@pytest.mark.parametrize("num_tokens", [1, 3, 16, 17, 64, 300])
+@pytest.mark.parametrize("rank", [1260, 1280])
+@pytest.mark.parametrize("threshold", [0.0, 0.3])
+def test_predict_in_8_bits_at_7b(num_tokens, rank, threshold):
+    residual = random(num_tokens, 4096, dtype=torch.bfloat16)
+    fc1, scale1 = float8(random(rank, 4096, seed=1) / 64)
+    fc2, scale2 = float8(random(14336, rank, seed=2))
+    hidden = (residual.double() @ fc1.double().T * scale1.double()).relu().bfloat16().double()
+    scores = hidden @ fc2.double().T * scale2.double()
+    clear = (scores - threshold).abs() > 1e-2 * scores.abs().mean()
+    found = gpu.predict(residual, fc1, fc2, threshold, (scale1, scale2))
+    assert (found == (scores > threshold))[clear].all()
+    assert clear.float().mean() > 0.98
+
+
+@gpu_only
 @pytest.mark.parametrize("num_tokens", [1, 2, 16, 17])
 @pytest.mark.parametrize(("width", "rows"), [(4096, 6144), (14336, 4096), (1280, 14336)])
 def test_products_at_7b(num_tokens, width, rows):
@@ -210,3 +277,10 @@ def test_the_ffn_between_norm_and_residual_at_7b(num_tokens, mode):
 @pytest.mark.parametrize("mode", [FfnMode.TOKEN, FfnMode.DENSE])
 def test_experts_at_7b(num_tokens, mode):
     check_experts(num_tokens, 4096, 3584, 1024, mode, torch.bfloat16, num_experts=8)
+
+
+@gpu_only
+@pytest.mark.parametrize("num_tokens", [1, 2, 33, 200])
+def test_experts_whose_predictors_are_in_8_bits_at_7b(num_tokens):
+    sizes = (num_tokens, 4096, 3584, 1024)
+    check_experts(*sizes, FfnMode.TOKEN, torch.bfloat16, num_experts=8, rounded=True)

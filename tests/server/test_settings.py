@@ -37,6 +37,7 @@ def test_a_flag_wins_over_the_environment():
         (("--max-num-seqs", "0"), "--max-num-seqs=0"),
         (("--ffn-mode", "fast"), "--ffn-mode='fast' is not one of token, union, dense"),
         (("--log-level", "loud"), "--log-level"),
+        (("--predictor-dtype", "int4"), "--predictor-dtype='int4' is not one of auto, float8"),
     ],
 )
 def test_a_bad_value_is_named(argv, named):
@@ -53,7 +54,7 @@ def test_the_engines_share():
     config = parse("--kv-cache-gib", "0.5", "--threads", "3", "--no-prefix-caching").engine(
         "m", "p"
     )
-    assert (config.model, config.predictors) == ("m", "p")
+    assert (config.model, config.predictors, config.predictor_dtype) == ("m", "p", "auto")
     assert config.kv_cache_bytes == 1 << 29
     assert config.num_threads == 3
     assert not config.prefix_caching
