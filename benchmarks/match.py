@@ -1,7 +1,7 @@
 """Whether the sparse paths say what the dense one says: greedy tokens, mode by mode, one model.
 
     python benchmarks/match.py                                       # the bundled model
-    python benchmarks/match.py --synthetic turbosparse-mistral-7b
+    python benchmarks/match.py --synthetic turbosparse-mistral-7b --predictor-dtype float8
 
 The reference is the dense mode with the mask applied; `token` and `union` differ from it by the
 order of summation alone. In 16 bits that can swap two tokens whose logits are closer than rounding,
@@ -11,6 +11,10 @@ noise: what 99.9 % of the best logits differ by when the *dense* mode itself run
 number of requests at once, which also changes the order of summation and nothing else. How many
 texts that alone leaves the same is told beside ours. Exits 1 on a divergence that is no tie, or if
 the fp32 logits are further than --must from the reference implementation's on a CPU.
+
+--predictor-dtype float8 also tells what rounded predictors say. They are approximate: their tokens
+are counted against the dense mode's of the predictors as they were, no tie is looked for, and no
+count fails the run.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from machine import facts
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from turbosparse.models import rounding
 from turbosparse.models.batch import FfnMode
 from turbosparse.models.decoder import Decoder
 from turbosparse.models.load import DTYPES, load
@@ -169,6 +174,28 @@ def compare(args: argparse.Namespace, directory: Path) -> Iterator[tuple[str, bo
                 ties == len(found),
             )
             yield from ((f"  {'tie' if d.is_tie else 'NO TIE'}: {d}", d.is_tie) for d in found)
+    if args.predictor_dtype != rounding.OWN:
+        rounding.round_predictors(decoder)
+        for size, reference in references.items():
+            yield rounded_against(decoder, given.split(size), reference, args.tokens), True
+
+
+def rounded_against(
+    decoder: Decoder, parts: Sequence[Tensor], reference: Said, num_steps: int
+) -> str:
+    """What the approximate decoder says by itself, and after each token of the reference's text."""
+    ours = _greedy_all(decoder, parts, num_steps, FfnMode.UNION)
+    together = _parted(ours, reference)[:, ours.num_given :].cumsum(1) == 0
+    told = reference.tokens[:, reference.num_given :, 0]  # [B, steps]
+    given = torch.cat((torch.cat([*parts]), told[:, :-1].to(parts[0].device)), 1)
+    after = _greedy_all(decoder, given.split(len(parts[0])), 1, FfnMode.UNION)
+    next_same = after.tokens[:, reference.num_given :, 0] == told
+    return (
+        f"{rounding.FLOAT8} predictors (approximate) against dense, {len(parts[0])} at once: "
+        f"{int(together.all(1).sum())} of {len(told)} texts of {num_steps} tokens the same, "
+        f"{together.float().mean():.1%} of their tokens before the first that differs; after the "
+        f"reference's own text {next_same.float().mean():.2%} of the next tokens"
+    )
 
 
 def _greedy_all(decoder: Decoder, parts: Sequence[Tensor], num_steps: int, mode: FfnMode) -> Said:
@@ -211,6 +238,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, help="of the synthetic model")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    parser.add_argument(
+        "--predictor-dtype", choices=(rounding.OWN, rounding.FLOAT8), default=rounding.OWN
+    )
     parser.add_argument("--batch", type=int, nargs="+", default=[8, 64], help="requests at once")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--length", type=int, default=16, help="tokens of a prompt")

@@ -27,6 +27,7 @@ VLLM_CONTEXT = 512
 SPARSE = ("token", "union", "masked")
 LINES = {
     "sparse": ("turbosparse, sparse", "tab:red", "o-"),
+    "float8": ("turbosparse, sparse, predictors in float8 (approximate)", "tab:orange", "d--"),
     "dense": ("turbosparse, ordinary dense model", "tab:blue", "s-"),
     "continuous": ("transformers, continuous batching", "tab:green", "^--"),
     "generate": ("transformers, generate", "tab:olive", "v--"),

@@ -20,7 +20,8 @@ def table(rows: Sequence[Row], dense: str) -> str | None:
     nothing can be compared. `dense` is the path of the ordinary model.
 
     Of the sparse model's modes the one that serving takes, or where that was not measured the
-    fastest. A way that was not measured is left blank.
+    fastest; never one whose neurons are chosen approximately. A way that was not measured is left
+    blank.
     """
     steps = [row for row in rows if row.what == "decode"]
     lines: list[str] = []
@@ -52,6 +53,7 @@ def _find(rows: list[Row], attention: str, path: str) -> Row | None:
 
 def _sparse(rows: list[Row], attention: str, dense: str) -> Row | None:
     ours = [row for row in rows if row.attention == attention and row.active is not None]
+    ours = [row for row in ours if not row.approximate]
     return max(ours, key=lambda row: (row.chosen, -row.ms), default=None)
 
 

@@ -27,6 +27,7 @@ class Row:
     chosen: bool = False  # the mode that calibration takes for this size
     note: str = ""
     attention: str = "full"  # all of the context, or the pages that bound or gate choose
+    approximate: bool = False  # of the neurons: predictors in float8
 
 
 HEAD = (
@@ -37,7 +38,8 @@ HEAD = (
 
 def cells(row: Row) -> list[str]:
     shares = ["" if v is None else f"{v:.1%}" for v in (row.roof, row.active, row.union)]
-    note = " ".join(filter(None, ("chosen" if row.chosen else "", row.note)))
+    said = ("chosen" if row.chosen else "", "approximate" if row.approximate else "", row.note)
+    note = " ".join(filter(None, said))
     figures = [f"{row.ms:.3f}", f"{row.tokens_per_second:.0f}"]
     place = [row.attention, str(row.batch), str(row.context)]
     return [row.what, row.path, *place, *figures, *shares, note]

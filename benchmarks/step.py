@@ -9,7 +9,8 @@
 Paths: `token`, `union` and `masked` are the FFN modes of the sparse model (`masked` computes every
 neuron and applies the mask afterwards); `chosen` marks the one that serving takes, and as a path
 measures that one alone. `dense` is the ordinary model of the same shape on our code, SiLU and no
-predictor; `generate` and `continuous` are that model in transformers, --rivals adds them. `engine`
+predictor; `float8` is `chosen` with the predictors rounded to 8 bits, which is approximate.
+`generate` and `continuous` are that model in transformers, --rivals adds them. `engine`
 adds a prompt's speed, the time to the first token, and the share of a step that the engine's loop
 adds to the bare one. A Bamboo is computed exactly, gates first; how fast it is with separate
 predictors is seen in its twin that has them inside, turbosparse-mistral-7b --density 0.15.
@@ -47,9 +48,10 @@ from profile_steps import table
 from rivals import Rival
 from roof import PAPER_ROOF, bandwidth
 from rows import Report, Row
-from step_flags import BASELINES, CHOSEN, DENSE, ENGINE, MODES, NAMES, RIVALS, parse
+from step_flags import BASELINES, CHOSEN, DENSE, ENGINE, FLOAT8, MODES, NAMES, RIVALS, parse
 
 from turbosparse.engine.graphs import can_capture, decode_sizes
+from turbosparse.models import rounding
 from turbosparse.models.batch import FfnMode
 from turbosparse.models.calibration import calibrate
 from turbosparse.models.decoder import Decoder
@@ -138,8 +140,8 @@ def main() -> None:
     paths = dict.fromkeys((*args.paths, *(RIVALS if args.rivals else ())))
     with tempfile.TemporaryDirectory() as folder:
         run = Run(args, Path(folder))
-        if set(paths) & {*MODES, CHOSEN, ENGINE} or args.crossover:
-            modes = [path for path in paths if path in (*MODES, CHOSEN)]
+        if set(paths) & {*MODES, CHOSEN, FLOAT8, ENGINE} or args.crossover:
+            modes = [path for path in paths if path in (*MODES, CHOSEN, FLOAT8)]
             measure_sparse(run, modes, ENGINE in paths)
             run.free()
         if DENSE in paths:
@@ -164,13 +166,27 @@ def measure_sparse(run: Run, modes: list[str], engine: bool) -> None:
         with run.guarded("engine"):
             for row in started.rows(args.prompt):
                 run.report.add(row)
-    for context, batch in run.points():
-        what = f"sparse, batch {batch}, context {context}"
-        if modes and run.in_time(what):
-            with run.guarded(what):
-                measure_step(run, step_of(run, decoder, batch, context), modes)
+    measure_points(run, decoder, "sparse", [mode for mode in modes if mode != FLOAT8])
     if args.crossover:
         measure_crossover(run, decoder, policy)
+    if FLOAT8 in modes:
+        measure_rounded(run, decoder)
+
+
+def measure_points(run: Run, decoder: Decoder, what: str, paths: list[str]) -> None:
+    """Every decode step that is asked for, on each of the paths."""
+    for context, batch in run.points():
+        where = f"{what}, batch {batch}, context {context}"
+        if paths and run.in_time(where):
+            with run.guarded(where):
+                measure_step(run, step_of(run, decoder, batch, context), paths)
+
+
+def measure_rounded(run: Run, decoder: Decoder) -> None:
+    """The last that is asked of this decoder: its own predictors do not come back."""
+    with run.guarded(FLOAT8):
+        rounding.round_predictors(decoder)
+        measure_points(run, decoder, FLOAT8, [FLOAT8])
 
 
 def step_of(run: Run, decoder: Decoder, batch: int, context: int) -> Step:
@@ -232,12 +248,7 @@ def calibration_table(policy: FfnPolicy) -> str:
 
 @torch.inference_mode()
 def measure_dense(run: Run) -> None:
-    decoder = run.load(BASELINES[run.args.model])
-    for context, batch in run.points():
-        what = f"dense, batch {batch}, context {context}"
-        if run.in_time(what):
-            with run.guarded(what):
-                measure_step(run, step_of(run, decoder, batch, context), [DENSE])
+    measure_points(run, run.load(BASELINES[run.args.model]), "dense", [DENSE])
 
 
 def measure_step(run: Run, step: Step, paths: list[str]) -> None:
@@ -253,15 +264,20 @@ def measure_step(run: Run, step: Step, paths: list[str]) -> None:
             for path in dict.fromkeys(paths):
                 run.report.add(row_of(run, step, seen, path, chosen, way, budget))
                 if run.args.profile:
-                    mode = MODES.get(path, FfnMode.DENSE)
+                    mode = mode_of(path, chosen)
                     kernels = table(step.runner(mode, budget), run.device)
                     run.report.note(f"{path}, {way}, batch {step.size}\n{kernels}")
+
+
+def mode_of(path: str, chosen: str | None) -> FfnMode:
+    """What a path calls the FFNs by; `chosen` is that of the mode which serving takes."""
+    return MODES.get(chosen if path == FLOAT8 and chosen else path, FfnMode.DENSE)
 
 
 def row_of(
     run: Run, step: Step, seen: Seen, path: str, chosen: str | None, way: str, budget: int | None
 ) -> Row:
-    mode = MODES.get(path, FfnMode.DENSE)
+    mode, skips = mode_of(path, chosen), path in (*MODES, FLOAT8)
     seconds = step.seconds(mode, budget)
     read = step.bytes(seen, skips=mode is not FfnMode.DENSE, budget=budget)
     is_eager = run.device.type == "cuda" and not can_capture(step.decoder)
@@ -273,11 +289,12 @@ def row_of(
         seconds * 1e3,
         step.size / seconds,
         roof=read / run.roof / seconds,
-        active=seen.active if path in MODES else None,
-        union=seen.union if path in MODES else None,
+        active=seen.active if skips else None,
+        union=seen.union if skips else None,
         chosen=path == chosen,
         note="eager" if is_eager else "",
         attention=way,
+        approximate=path == FLOAT8,
     )
 
 

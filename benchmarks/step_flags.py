@@ -15,7 +15,7 @@ from turbosparse.models.tools import shapes
 
 MODES = {"token": FfnMode.TOKEN, "union": FfnMode.UNION, "masked": FfnMode.DENSE}
 NAMES = {mode: path for path, mode in MODES.items()}
-CHOSEN, ENGINE, DENSE = "chosen", "engine", "dense"
+CHOSEN, ENGINE, DENSE, FLOAT8 = "chosen", "engine", "dense", "float8"
 RIVALS = ("generate", "continuous")
 BASELINES = {  # sparse model -> the ordinary one of its shape
     "turbosparse-mistral-7b": "mistral-7b",
@@ -33,7 +33,7 @@ def parse(description: str) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128])
     parser.add_argument("--context", type=int, nargs="+", help="default: 512, 4096 and 16384")
     ours = (*MODES, DENSE, ENGINE)
-    paths = (*ours, CHOSEN, *RIVALS)
+    paths = (*ours, CHOSEN, FLOAT8, *RIVALS)
     parser.add_argument("--paths", nargs="+", choices=paths, default=ours)
     parser.add_argument("--rivals", action="store_true", help="and both paths of transformers")
     parser.add_argument("--attention", nargs="+", choices=list(AttentionMode), default=["full"])

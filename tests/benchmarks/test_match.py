@@ -1,5 +1,6 @@
 """The match benchmark: what it calls a divergence, and a tie; and that it can fail."""
 
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -99,6 +100,31 @@ def test_the_command_reports_every_mode(monkeypatch, directory, capsys):
     for mode in ("token", "union"):
         assert f"{mode} against dense, 2 at once: 4 of 4 texts of 6 tokens the same" in out
     assert "at most 1e-05 apart" in out
+
+
+def test_rounded_predictors_are_counted_and_do_not_fail(monkeypatch, directory, capsys):
+    """Of the 24 tokens some come by themselves, and no fewer after the reference's own text."""
+    monkeypatch.setattr(match, "logit_difference", recipe_only)
+    command(monkeypatch, directory, "--predictor-dtype", "float8")
+    said = "float8 predictors (approximate) against dense, 2 at once: "
+    (line,) = [text for text in capsys.readouterr().out.splitlines() if text.startswith(said)]
+    texts, before, after = re.search(
+        r"(\d) of 4 texts.* ([\d.]+)% of.* ([\d.]+)% of", line
+    ).groups()
+    assert float(after) >= float(before) >= 25 * int(texts) > 0
+
+
+def test_predictors_as_they_were_match_themselves(directory):
+    """What is counted is the difference, and nothing of the counting."""
+    decoder = load(directory, CPU, torch.float32).decoder
+    parts = random_ids(decoder, 12).view(4, 3).split(2)
+    reference = match._greedy_all(decoder, parts, 6, FfnMode.DENSE)
+    line = match.rounded_against(decoder, parts, reference, 6)
+    assert "4 of 4 texts of 6 tokens the same, 100.0% of" in line
+    assert line.endswith("after the reference's own text 100.00% of the next tokens")
+    flipped = replace(reference, tokens=reference.tokens.roll(1, -1))
+    line = match.rounded_against(decoder, parts, flipped, 6)
+    assert "0 of 4 texts of 6 tokens the same, 0.0% of" in line
 
 
 def test_a_mode_that_says_something_else_fails(monkeypatch, directory, capsys):

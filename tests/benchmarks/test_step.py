@@ -88,6 +88,27 @@ def test_every_path_of_ours_gets_its_rows(monkeypatch, tmp_path, model):
     assert table.count("| decode |") == len(decoded)
 
 
+@pytest.mark.parametrize("model", ["turbosparse-mistral-16m", "turbosparse-mixtral-30m"])
+def test_rounded_predictors_are_measured_beside_the_models_own(monkeypatch, tmp_path, model):
+    flags = ["--batch", "1", "3", "--context", "20", "--paths", "chosen", "float8", "dense"]
+    found = run(monkeypatch, tmp_path, *flags, model=model)
+    rows = [(r["path"], r["batch"], r["approximate"]) for r in found["rows"]]
+    chosen = [row["path"] for row in found["rows"][:2]]
+    assert rows[:2] == [(chosen[0], 1, False), (chosen[1], 3, False)]
+    assert rows[2:4] == [("float8", 1, True), ("float8", 3, True)]
+    assert all(0 < row["active"] <= row["union"] < 1 for row in found["rows"][:4])
+    table = (tmp_path / "results" / "run.md").read_text()
+    assert table.count("| approximate |") == 2
+    assert not [note for note in found["notes"] if note.startswith("not measured")]
+
+
+def test_predictors_that_are_not_there_cannot_be_rounded(monkeypatch, tmp_path):
+    flags = ["--batch", "1", "--context", "20", "--paths", "float8", "dense"]
+    found = run(monkeypatch, tmp_path, *flags, model="bamboo-16m")
+    assert [row["path"] for row in found["rows"]] == ["dense"]
+    assert any("not measured: float8: ModelError" in note for note in found["notes"])
+
+
 BUDGET = ["--page-budget", "64", "--gate-rank", "4"]
 
 
@@ -188,6 +209,7 @@ def test_each_sparsity_is_held_against_neither():
         "2.500",
         "3200",
     ]
+    rows.append(replace(row("float8", 1.0), approximate=True))
     rows = [row for row in rows if row.path == "dense" or row.attention == "full"]
     line = ratios.table(rows, "dense").splitlines()[-1].split()
     assert line[-2:] == ["2.00x", "1.25x"], "both were not measured"
