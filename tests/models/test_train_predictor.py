@@ -193,7 +193,7 @@ def test_the_oracle_is_a_type_like_any_other(model, artifact, tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     loaded = read(model, predictors=folder)
     assert shares(loaded)[0] == 1
-    assert "100.0% of the active ones" in loaded.approximation
+    assert "100.0% of the exact model's" in loaded.approximation
 
 
 def test_a_threshold_is_the_largest_that_keeps_enough(model):
