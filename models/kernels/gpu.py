@@ -102,9 +102,10 @@ def attention(
 ) -> Tensor:
     """One kernel where every token is its request's only one; pieces of prompts are stored first,
     and attend in blocks of queries."""
-    if batch.query_starts is None:
-        return _decode(qkv, cos, sin, k_cache, v_cache, batch, scale, window)
     caches, tables = (k_cache, v_cache), batch.page_tables
+    if batch.query_starts is None:
+        places = (batch.positions, batch.slots, batch.request_ids, tables)
+        return gpu_attention.decode(qkv, cos, sin, *caches, *places, scale, window)
     places = (batch.positions, batch.slots)
     q = gpu_attention.rotate_and_store(qkv, cos, sin, *caches, *places)
     places = (batch.positions, batch.query_starts, tables)
@@ -126,19 +127,19 @@ def sparse_attention(
     """Where nobody has a page budget `attention`, and summaries. Pieces of prompts attend to all of
     their context, then the tokens that have budgets over again, by themselves."""
     caches, budgets = (k_cache, v_cache), batch.budgets
+    places = (batch.positions, batch.slots)
     if budgets is None and batch.query_starts is None:
-        return _decode(qkv, cos, sin, *caches, batch, scale, window, summary)
+        places = (*places, batch.request_ids, batch.page_tables)
+        return gpu_attention.decode(qkv, cos, sin, *caches, *places, scale, window, summary)
     if budgets is None:
         out = attention(qkv, cos, sin, *caches, batch, scale, window)
         gpu_pages.summarize(k_cache, summary, batch.slots)
         return out
-    places = (batch.positions, batch.slots)
+    q = gpu_attention.rotate_and_store(qkv, cos, sin, *caches, *places)
     if batch.query_starts is None:
-        q = gpu_attention.rotate_and_store(qkv, cos, sin, *caches, *places)
         return _attend_chosen(q, *caches, summary, gate, batch, budgets, scale, window)
     assert budgets.tokens is not None, "a mixed step without its list of tokens"
     tokens, part, own = budgets.tokens, batch.only(budgets.tokens), budgets.of(budgets.tokens)
-    q = gpu_attention.rotate_and_store(qkv, cos, sin, *caches, *places)
     gpu_pages.summarize(k_cache, summary, batch.slots)
     blocks = (batch.positions, batch.query_starts, batch.page_tables)
     out = gpu_prefill.attend(q, *caches, *blocks, scale, window)
@@ -146,22 +147,6 @@ def sparse_attention(
     if budgets.read is not None and own.read is not None:
         budgets.read[tokens] = own.read
     return out.index_copy_(0, tokens, chosen)
-
-
-def _decode(
-    qkv: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    batch: ForwardBatch,
-    scale: float,
-    window: int | None,
-    summary: Tensor | None = None,
-) -> Tensor:
-    caches, places = (k_cache, v_cache), (batch.positions, batch.slots, batch.request_ids)
-    rest = (batch.page_tables, scale, window, summary)
-    return gpu_attention.decode(qkv, cos, sin, *caches, *places, *rest)
 
 
 def _attend_chosen(

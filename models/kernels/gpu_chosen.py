@@ -8,14 +8,11 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .gpu_attention import LOG2_E
+from .gpu_attention import BLOCK, LOG2_E, STAGES, num_splits_for
 from .gpu_join import take, write
 from .gpu_launch import counters, overlap
 from .sizes import power_of_two
 
-MAX_SPLITS = 32
-TARGET_PROGRAMS = 512
-BLOCK, STAGES = 64, 2  # positions at a time, and blocks under way
 REGISTERS = 128  # of a thread: four programs then share a multiprocessor
 
 
@@ -120,8 +117,7 @@ def attend(
     num_tokens, num_heads, head_dim = q.shape
     _, num_kv_heads, page_size, _ = k_cache.shape
     group, device = num_heads // num_kv_heads, q.device
-    wanted = max(1, TARGET_PROGRAMS // (num_tokens * num_kv_heads))
-    splits = min(MAX_SPLITS, power_of_two(wanted + 1) // 2)
+    splits = num_splits_for(num_tokens, num_kv_heads)
     dim = max(16, power_of_two(head_dim))
     places = num_tokens * num_heads * splits
     partial = torch.empty(places, dim, dtype=torch.float32, device=device)
