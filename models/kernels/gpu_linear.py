@@ -368,7 +368,7 @@ def _few(
 
 def _long(x: Tensor, weight: Tensor, routing: Routing | None) -> bool:
     """Whether even one token is multiplied faster on tiles: many short rows, as of a predictor."""
-    (num_rows, width), half = weight.shape, x.element_size() == 2
+    (num_rows, width), half = weight.shape, x.element_size() == weight.element_size() == 2
     return half and routing is None and num_rows >= 8 * width and power_of_two_in(width) >= 128
 
 
