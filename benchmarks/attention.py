@@ -39,6 +39,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--heads", type=int, default=32)
     parser.add_argument("--kv-heads", type=int, default=8)
     parser.add_argument("--head-dim", type=int, default=128)
+    parser.add_argument("--page-size", type=int, default=PAGE_SIZE)
     parser.add_argument("--gate-rank", type=int, default=0, help="0: the bound alone")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
@@ -54,18 +55,19 @@ class Layers:
         self.args, self.size, self.context = args, batch, context
         self.device, self.dtype = torch.device(args.device), DTYPES[args.dtype]
         self.ops, _ = ops.select(self.device, self.dtype)
-        width = -(-context // PAGE_SIZE)
+        page_size = args.page_size
+        width = -(-context // page_size)
         least = LEAST_LAYERS if self.device.type == "cuda" else 1
         num_layers = max(least, min(8, CACHED // self.bytes(None)))
-        shape = (batch * width, args.kv_heads, PAGE_SIZE, args.head_dim)
+        shape = (batch * width, args.kv_heads, page_size, args.head_dim)
         self.caches = [self._cache(shape) for _ in range(num_layers)]
         tables = torch.randperm(batch * width).view(batch, width).int().to(self.device)
         rows = torch.arange(batch, device=self.device)
-        page, offset = divmod(context - 1, PAGE_SIZE)
+        page, offset = divmod(context - 1, page_size)
         self.batch = ForwardBatch(
             token_ids=rows,
             positions=torch.full_like(rows, context - 1),
-            slots=tables[:, page].long() * PAGE_SIZE + offset,
+            slots=tables[:, page].long() * page_size + offset,
             request_ids=rows,
             page_tables=tables,
             query_lens=(1,) * batch,
@@ -94,14 +96,14 @@ class Layers:
         token = 2 * args.kv_heads * args.head_dim * width  # a key and a value of each head
         if budget is None or budget >= self.context:
             return self.size * self.context * token
-        return self.size * (self.context // PAGE_SIZE + budget) * token
+        return self.size * (self.context // args.page_size + budget) * token
 
     def seconds(self, budget: int | None) -> float:
         """Of one layer."""
         batch = self.batch
         if budget is not None:
             like = torch.ones(self.size, device=self.device)
-            pages = (-(-budget // PAGE_SIZE) * like).int()
+            pages = (-(-budget // self.args.page_size) * like).int()
             shares, gated = self.args.share * like, like * (self.gate is not None)
             batch = replace(batch, budgets=PageBudgets(pages, shares, gated))
         scale = self.args.head_dim**-0.5

@@ -65,7 +65,10 @@ def serving_reads_in_full(
 
     It overwrites the caches. Raises ModelError for a budget that no server takes.
     """
-    config = EngineConfig(model=str(directory), attention="bound", page_budget=budget)
+    page_size = caches[0].k.shape[2]
+    config = EngineConfig(
+        model=str(directory), attention="bound", page_budget=budget, page_size=page_size
+    )
     info = prepare(config, decoder, longest)
     assert info is not None
     info = calibrated(config, info, decoder, caches, longest)

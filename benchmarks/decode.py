@@ -29,7 +29,7 @@ from turbosparse.models.sparsity.ffn import SparseFFN
 from turbosparse.models.sparsity.gates import attention_of
 from turbosparse.models.sparsity.policy import FfnPolicy
 
-PAGE_SIZE = 16  # the engine's
+PAGE_SIZE = 16  # the engine's, unless told otherwise
 WARM_UP, REPLAYS = 3, 30
 
 
@@ -53,11 +53,18 @@ class Step:
     """
 
     def __init__(
-        self, decoder: Decoder, size: int, context: int, *, summaries: bool = False
+        self,
+        decoder: Decoder,
+        size: int,
+        context: int,
+        *,
+        page_size: int = PAGE_SIZE,
+        summaries: bool = False,
     ) -> None:
         self.decoder, self.size, self.context = decoder, size, context
-        width = -(-context // PAGE_SIZE)
-        self.caches = caches(decoder, size * width, summaries=summaries)
+        self.page_size = page_size
+        width = -(-context // page_size)
+        self.caches = caches(decoder, size * width, page_size, summaries=summaries)
         for cache in self.caches:
             _fill(cache)
         tables = torch.randperm(size * width).view(size, width).int()
@@ -68,14 +75,17 @@ class Step:
         self, mode: FfnMode, budget: int | None = None, context: int | None = None
     ) -> ForwardBatch:
         """One token a request at the end of `context`, the longest by default, that reads a budget
-        of tokens or, None, all of them."""
-        batch = decode_batch(self.ids, (context or self.context) - 1, self.tables, mode)
+        of tokens or, None, all of them. Contexts are up to a page shorter, so that as in a server
+        not all requests fill their pages in the same step; the first one does."""
+        last = (context or self.context) - 1
+        shorter = torch.arange(self.size, device=self.tables.device) % min(self.page_size, last + 1)
+        batch = decode_batch(self.ids, last - shorter, self.tables, mode, self.page_size)
         return batch if budget is None else replace(batch, budgets=self._budgets(budget))
 
     def _budgets(self, budget: int) -> PageBudgets:
         ones = torch.ones(self.size, device=self.tables.device)
         gate = attention_of(self.decoder.layers[0]).gate
-        pages = (-(-budget // PAGE_SIZE) * ones).int()
+        pages = (-(-budget // self.page_size) * ones).int()
         return PageBudgets(pages, ones, ones * (gate is not None))
 
     def model(self, mode: FfnMode, *, summaries: bool) -> Callable[[ForwardBatch], Tensor]:
@@ -149,17 +159,19 @@ class Step:
             other += _bytes(decoder.embedding)
         width, tokens = decoder.embedding.element_size(), self.context
         if budget is not None and budget < tokens:
-            tokens = budget + tokens // PAGE_SIZE  # a summary is as large as a token's K and V
+            tokens = budget + tokens // self.page_size  # a summary is as large as a token's K and V
         kv = self.size * tokens * decoder.config.kv_bytes_per_token * width
         neurons = seen.union_bytes if skips else seen.neuron_bytes
         return other + kv + seen.predictor_bytes + neurons
 
 
-def caches(decoder: Decoder, num_pages: int, *, summaries: bool = False) -> list[LayerCache]:
+def caches(
+    decoder: Decoder, num_pages: int, page_size: int = PAGE_SIZE, *, summaries: bool = False
+) -> list[LayerCache]:
     """Empty pages for every layer, as the engine has them."""
     like = decoder.embedding
     place = like.device, like.dtype
-    return kv_cache.allocate(decoder.config, num_pages, PAGE_SIZE, *place, summaries=summaries)
+    return kv_cache.allocate(decoder.config, num_pages, page_size, *place, summaries=summaries)
 
 
 def _fill(cache: LayerCache) -> None:
@@ -187,17 +199,27 @@ def random_gates(decoder: Decoder, rank: int) -> Iterator[None]:
             attention.gate = None
 
 
-def decode_batch(ids: Tensor, position: int, tables: Tensor, mode: FfnMode) -> ForwardBatch:
-    """One token ids [B] for each request, all at the same position, on page tables [B, pages]."""
-    rows, (page, offset) = torch.arange(len(ids), device=ids.device), divmod(position, PAGE_SIZE)
+def decode_batch(
+    ids: Tensor,
+    positions: Tensor | int,
+    tables: Tensor,
+    mode: FfnMode,
+    page_size: int = PAGE_SIZE,
+) -> ForwardBatch:
+    """One token ids [B] for each request, at its position [B] or at one for all, on page tables
+    [B, pages]."""
+    rows = torch.arange(len(ids), device=ids.device)
+    last = positions.tolist() if isinstance(positions, Tensor) else [positions] * len(ids)
+    positions = positions + torch.zeros_like(rows)
+    pages = tables[rows, positions // page_size].long()
     return ForwardBatch(
         token_ids=ids,
-        positions=torch.full_like(rows, position),
-        slots=tables[:, page].long() * PAGE_SIZE + offset,
+        positions=positions,
+        slots=pages * page_size + positions % page_size,
         request_ids=rows,
         page_tables=tables,
         query_lens=(1,) * len(ids),
-        context_lens=(position + 1,) * len(ids),
+        context_lens=tuple(position + 1 for position in last),
         sample_at=rows,
         ffn_mode=mode,
     )

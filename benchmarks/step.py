@@ -192,7 +192,7 @@ def measure_rounded(run: Run, decoder: Decoder) -> None:
 def step_of(run: Run, decoder: Decoder, batch: int, context: int) -> Step:
     """With summaries where pages are to be chosen."""
     chooses = any(way != AttentionMode.FULL for way in run.ways(context))
-    return Step(decoder, batch, context, summaries=chooses)
+    return Step(decoder, batch, context, page_size=run.args.page_size, summaries=chooses)
 
 
 def measure_crossover(run: Run, decoder: Decoder, policy: FfnPolicy) -> None:
@@ -214,7 +214,8 @@ def measure_contexts(
     """All contexts on one K/V. `beyond` is the context up to which serving reads all of it, where
     that has been measured; returns it."""
     contexts, budget = sorted(run.args.crossover), run.args.page_budget
-    step = Step(decoder, batch, contexts[-1], summaries=True)
+    page_size = run.args.page_size
+    step = Step(decoder, batch, contexts[-1], page_size=page_size, summaries=True)
     if beyond is None:
         served = run.directory(run.args.model), step.caches, budget, contexts[-1]
         beyond = crossover.serving_reads_in_full(decoder, *served)

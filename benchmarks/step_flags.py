@@ -38,6 +38,7 @@ def parse(description: str) -> argparse.Namespace:
     parser.add_argument("--rivals", action="store_true", help="and both paths of transformers")
     parser.add_argument("--attention", nargs="+", choices=list(AttentionMode), default=["full"])
     parser.add_argument("--page-budget", type=int, default=2048, help="tokens that a token reads")
+    parser.add_argument("--page-size", type=int, default=PAGE_SIZE, help="tokens of a K/V page")
     parser.add_argument(
         "--gate-rank", type=int, default=64, help="of the gates of --attention gate"
     )
@@ -73,8 +74,11 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace, positions: 
         for context in getattr(args, flag) or ():
             if not 1 < context <= positions:
                 parser.error(f"--{flag}: {context} is not 2 to the {positions} of {args.model}")
-    if args.page_budget < MIN_BUDGET * PAGE_SIZE:
-        parser.error(f"--page-budget: {args.page_budget} is less than {MIN_BUDGET * PAGE_SIZE}")
+    least = MIN_BUDGET * args.page_size
+    if args.page_size < 1:
+        parser.error(f"--page-size: {args.page_size} is not positive")
+    if args.page_budget < least:
+        parser.error(f"--page-budget: {args.page_budget} is less than {least}")
     if args.gate_rank < 1:
         parser.error(f"--gate-rank: {args.gate_rank} is not positive")
     if args.crossover and max(args.crossover) <= args.page_budget:
