@@ -7,6 +7,8 @@ token keeps are read, and each token's own mask is applied.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,7 +29,9 @@ from . import (
     gpu_pages,
     gpu_predict,
     gpu_prefill,
+    gpu_rotary,
     gpu_sketch,
+    gpu_summary,
     reference,
     reference_pages,
 )
@@ -107,7 +111,7 @@ def attention(
         places = (batch.positions, batch.slots, batch.request_ids, tables)
         return gpu_attention.decode(qkv, cos, sin, *caches, *places, scale, window)
     places = (batch.positions, batch.slots)
-    q = gpu_attention.rotate_and_store(qkv, cos, sin, *caches, *places)
+    q = gpu_rotary.rotate_and_store(qkv, cos, sin, *caches, *places)
     places = (batch.positions, batch.query_starts, tables)
     return gpu_prefill.attend(q, *caches, *places, scale, window)
 
@@ -127,30 +131,30 @@ def sparse_attention(
     """Where nobody has a page budget `attention`, and summaries. Pieces of prompts attend to all of
     their context, then the tokens that have budgets over again, by themselves."""
     caches, budgets = (k_cache, v_cache), batch.budgets
-    places = (batch.positions, batch.slots)
-    if budgets is None and batch.query_starts is None:
-        places = (*places, batch.request_ids, batch.page_tables)
-        return gpu_attention.decode(qkv, cos, sin, *caches, *places, scale, window, summary)
-    if budgets is None:
-        out = attention(qkv, cos, sin, *caches, batch, scale, window)
-        gpu_pages.summarize(k_cache, summary, batch.slots)
-        return out
-    q = gpu_attention.rotate_and_store(qkv, cos, sin, *caches, *places)
     if batch.query_starts is None:
-        return _attend_chosen(q, *caches, summary, gate, batch, budgets, scale, window)
+        if budgets is None:
+            places = (batch.positions, batch.slots, batch.request_ids, batch.page_tables)
+            return gpu_attention.decode(qkv, cos, sin, *caches, *places, scale, window, summary)
+        return _attend_chosen(qkv, cos, sin, *caches, summary, gate, batch, budgets, scale, window)
+    out = attention(qkv, cos, sin, *caches, batch, scale, window)
+    gpu_summary.summarize(k_cache, summary, batch.slots)
+    if budgets is None:
+        return out
     assert budgets.tokens is not None, "a mixed step without its list of tokens"
-    tokens, part, own = budgets.tokens, batch.only(budgets.tokens), budgets.of(budgets.tokens)
-    gpu_pages.summarize(k_cache, summary, batch.slots)
-    blocks = (batch.positions, batch.query_starts, batch.page_tables)
-    out = gpu_prefill.attend(q, *caches, *blocks, scale, window)
-    chosen = _attend_chosen(q[tokens], *caches, summary, gate, part, own, scale, window)
+    tokens, own = budgets.tokens, budgets.of(budgets.tokens)
+    part = batch.only(tokens)
+    part = replace(part, slots=torch.full_like(part.slots, -1))  # stored already
+    rest = (*caches, summary, gate, part, own, scale, window)
+    chosen = _attend_chosen(qkv[tokens], cos, sin, *rest)
     if budgets.read is not None and own.read is not None:
         budgets.read[tokens] = own.read
     return out.index_copy_(0, tokens, chosen)
 
 
 def _attend_chosen(
-    q: Tensor,
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
     summary: Tensor,
@@ -160,16 +164,18 @@ def _attend_chosen(
     scale: float,
     window: int | None,
 ) -> Tensor:
-    """Over the pages that budgets allow: [T, H, D] -> [T, H * D]."""
-    places = (batch.request_ids, batch.page_tables)
+    """Over the pages that budgets allow: [T, (H + 2K) * D] -> [T, H * D]."""
+    rotary, caches, tables = (qkv, cos, sin), (k_cache, v_cache), batch.page_tables
     learned = None
     if gate is not None:
-        learned = gpu_gates.learned(q, gate, budgets.gated)
-    keys = (k_cache, summary, batch.positions, batch.slots)
-    columns, pages, counts = gpu_pages.choose(q, learned, *keys, *places, budgets, scale, window)
+        learned = gpu_gates.learned(*rotary, batch.positions, gate, budgets.gated)
+    places = (batch.positions, batch.slots, batch.request_ids, tables)
+    rest = (*caches, summary, *places, budgets, scale, window)
+    pages, counts = gpu_pages.choose(*rotary, learned, *rest)
     reference_pages.add_shares(budgets, counts, batch, k_cache.shape[2], window)
-    rest = (batch.positions, *places, columns, pages, counts, scale, window)
-    return gpu_chosen.attend(q, k_cache, v_cache, *rest)
+    places = (batch.positions, batch.request_ids, tables)
+    rest = (*places, budgets.pages, pages, counts, scale, window)
+    return gpu_chosen.attend(*rotary, *caches, *rest)
 
 
 def predict(

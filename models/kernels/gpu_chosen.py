@@ -8,23 +8,26 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .gpu_attention import BLOCK, LOG2_E, STAGES, num_splits_for
+from .gpu_attention import BLOCK, LOG2_E, num_splits_for
 from .gpu_join import take, write
 from .gpu_launch import counters, overlap
+from .gpu_rotary import rotated_queries
 from .sizes import power_of_two
 
-REGISTERS = 128  # of a thread: four programs then share a multiprocessor
+STAGES = 2  # blocks under way
 
 
 @triton.jit
 def chosen_kernel(
-    q_ptr,
+    qkv_ptr,
+    cos_ptr,
+    sin_ptr,
     k_ptr,
     v_ptr,
     positions_ptr,
     requests_ptr,
     tables_ptr,
-    columns_ptr,
+    budgets_ptr,
     pages_ptr,
     counts_ptr,
     partial_ptr,
@@ -33,7 +36,7 @@ def chosen_kernel(
     out_ptr,
     scale,
     table_width,
-    columns_width,
+    pages_width,
     window,
     PAGE: tl.constexpr,
     HEADS: tl.constexpr,
@@ -46,9 +49,13 @@ def chosen_kernel(
     STAGES: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """One token's HEADS queries of one K/V head over one share of its pages, which lie one after
-    the other as if there were no others; a count of 0 is all that it sees. The last program of a
-    head joins the shares."""
+    """One token's HEADS queries of one K/V head over every so many-th block of its pages, which lie
+    one after the other as if there were no others; a count of 0 is all that it sees. The last
+    program of a head joins the shares.
+
+    The blocks follow from the budget, which is there before the choice is: so pages are asked for
+    beside their number.
+    """
     t, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     num_kv_heads = tl.num_programs(1)
     row = t.to(tl.int64) * num_kv_heads + kv_head
@@ -58,36 +65,31 @@ def chosen_kernel(
     # no kernel writes these within a step
     position = tl.load(positions_ptr + t).to(tl.int32)
     table = tables_ptr + tl.load(requests_ptr + t) * table_width
+    budget = tl.load(budgets_ptr + t)
     first = tl.maximum(position + 1 - window, 0) // PAGE
-    inside = d < HEAD_DIM
+    num_pages = position // PAGE + 1 - first
+    most = tl.where(budget == 0, num_pages, tl.minimum(budget, num_pages))
+    listed = tl.where(budget == 0, table + first, pages_ptr + row * pages_width)
     if PDL:
         gdc_wait()
-    heads = row * HEADS + g
-    whole_q = (g < HEADS)[:, None] & inside[None, :]
-    q = tl.load(q_ptr + heads[:, None] * HEAD_DIM + d[None, :], mask=whole_q, other=0.0)
+    queries = (qkv_ptr, cos_ptr, sin_ptr, position, t, kv_head, num_kv_heads, g, d)
+    q = rotated_queries(*queries, HEADS, HEAD_DIM)
     count = tl.load(counts_ptr + row)
-    is_all = count == 0
-    count = tl.where(is_all, position // PAGE + 1 - first, count)
+    count = tl.where(count == 0, num_pages, count)
 
-    share = tl.cdiv(tl.cdiv(count * PAGE, BLOCK), SPLITS)
     best = tl.full((GROUP,), float("-inf"), tl.float32)
     weight = tl.zeros((GROUP,), tl.float32)
     acc = tl.zeros((GROUP, DIM), tl.float32)
-    end = tl.minimum((split + 1) * share, tl.cdiv(count * PAGE, BLOCK))
-    for block in tl.range(split * share, end, num_stages=STAGES):
+    for block in tl.range(split, tl.cdiv(most * PAGE, BLOCK), SPLITS, num_stages=STAGES):
         i = block * BLOCK + tl.arange(0, BLOCK)
-        listed = (i // PAGE < count) & (is_all == 0)
-        column = tl.load(columns_ptr + row * columns_width + i // PAGE, mask=listed, other=0)
-        page = tl.load(pages_ptr + row * columns_width + i // PAGE, mask=listed, other=0)
-        column = tl.where(is_all, first + i // PAGE, column)
-        at = column * PAGE + i % PAGE
-        seen = (i // PAGE < count) & (at <= position) & (at > position - window)
-        if is_all:
-            page = tl.load(table + column, mask=seen, other=0)
-        page = page.to(tl.int64)
-        place = ((page * num_kv_heads + kv_head) * PAGE + at % PAGE)[:, None] * HEAD_DIM
-        place += d[None, :]
-        whole = seen[:, None] & inside[None, :]
+        at, offset = i // PAGE, i % PAGE
+        page = tl.load(listed + at, mask=at < most, other=0)
+        seen = at < count  # in full, but for the last page and the first that a window leaves
+        seen &= (at < count - 1) | (offset <= position % PAGE)
+        seen &= (at > 0) | (first * PAGE + offset > position - window)
+        page = tl.where(seen, page, 0).to(tl.int64)
+        place = ((page * num_kv_heads + kv_head) * PAGE + offset)[:, None] * HEAD_DIM + d[None, :]
+        whole = seen[:, None] & (d < HEAD_DIM)[None, :]
         k = tl.load(k_ptr + place, mask=whole, other=0.0)
         v = tl.load(v_ptr + place, mask=whole, other=0.0)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
@@ -100,37 +102,43 @@ def chosen_kernel(
 
 
 def attend(
-    q: Tensor,
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
     positions: Tensor,
     request_ids: Tensor,
     page_tables: Tensor,
-    columns: Tensor,
+    budgets: Tensor,
     pages: Tensor,
     counts: Tensor,
     scale: float,
     window: int | None,
 ) -> Tensor:
-    """`reference_pages.attend_chosen`, and all of the context where the count is 0:
-    q [T, H, D] -> [T, H * D]; columns, pages and counts as `gpu_pages.choose` gives them."""
-    num_tokens, num_heads, head_dim = q.shape
-    _, num_kv_heads, page_size, _ = k_cache.shape
-    group, device = num_heads // num_kv_heads, q.device
+    """`reference_pages.attend_chosen` of rotated queries, and all of the context where there is no
+    budget: qkv [T, (H + 2K) * D], budgets [T] in pages -> [T, H * D]; pages and counts as
+    `gpu_pages.choose` gives them."""
+    num_tokens, device = qkv.shape[0], qkv.device
+    _, num_kv_heads, page_size, head_dim = k_cache.shape
+    num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
+    group = num_heads // num_kv_heads
     splits = num_splits_for(num_tokens, num_kv_heads)
     dim = max(16, power_of_two(head_dim))
     places = num_tokens * num_heads * splits
     partial = torch.empty(places, dim, dtype=torch.float32, device=device)
     sums = torch.empty(places, 2, dtype=torch.float32, device=device)
-    out = torch.empty(num_tokens, num_heads * head_dim, dtype=q.dtype, device=device)
+    out = torch.empty(num_tokens, num_heads * head_dim, dtype=qkv.dtype, device=device)
     chosen_kernel[(num_tokens, num_kv_heads, splits)](
-        q,
+        qkv,
+        cos,
+        sin,
         k_cache,
         v_cache,
         positions,
         request_ids,
         page_tables,
-        columns,
+        budgets,
         pages,
         counts,
         partial,
@@ -139,7 +147,7 @@ def attend(
         out,
         scale * LOG2_E,
         page_tables.stride(0),
-        columns.stride(1),
+        pages.shape[2],
         2**30 if window is None else window,
         PAGE=page_size,
         HEADS=group,
@@ -151,7 +159,6 @@ def attend(
         BLOCK=BLOCK,
         STAGES=STAGES,
         num_warps=4,
-        maxnreg=REGISTERS,
         **overlap(device),
     )
     return out

@@ -9,6 +9,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .gpu_launch import overlap
+from .gpu_rotary import rotated_whole
 from .reference_pages import Gate
 from .sizes import power_of_two
 
@@ -17,7 +18,10 @@ RANKS = 64  # of a gate, multiplied at a time
 
 @triton.jit
 def learned_kernel(
-    q_ptr,
+    qkv_ptr,
+    cos_ptr,
+    sin_ptr,
+    positions_ptr,
     query_ptr,
     key_ptr,
     gated_ptr,
@@ -32,17 +36,20 @@ def learned_kernel(
     """One query of one token: what its gate adds to it, rounded where the reference rounds."""
     t, head = tl.program_id(0), tl.program_id(1)
     d = tl.arange(0, DIM)
-    kind = q_ptr.dtype.element_ty
+    kind = qkv_ptr.dtype.element_ty
     inside = d < HEAD_DIM
     query = query_ptr + head * RANK * 2 * HEAD_DIM
     key = key_ptr + (head // HEADS * 2 * HEAD_DIM + d)[:, None] * RANK
     if PDL:
         gdc_launch_dependents()
-    gated = tl.load(gated_ptr + t)  # no kernel writes it within a step
+    # no kernel writes these within a step
+    gated, position = tl.load(gated_ptr + t), tl.load(positions_ptr + t).to(tl.int32)
     if PDL:
         gdc_wait()
     row = t.to(tl.int64) * tl.num_programs(1) + head
-    q = tl.load(q_ptr + row * HEAD_DIM + d, mask=inside, other=0.0).to(tl.float32)
+    width = tl.num_programs(1) // HEADS * (HEADS + 2) * HEAD_DIM
+    own = qkv_ptr + t.to(tl.int64) * width + head * HEAD_DIM
+    q = rotated_whole(own, d, inside, cos_ptr, sin_ptr, position, HEAD_DIM).to(tl.float32)
     low, high = tl.minimum(q, 0.0), tl.maximum(q, 0.0)
     out_low, out_high = tl.zeros((DIM,), tl.float32), tl.zeros((DIM,), tl.float32)
     if gated != 0:
@@ -63,22 +70,28 @@ def learned_kernel(
     tl.store(out + HEAD_DIM, (out_high.to(kind).to(tl.float32) * gated).to(kind), mask=inside)
 
 
-def learned(q: Tensor, gate: Gate, gated: Tensor) -> Tensor:
-    """`reference_pages.learned`."""
-    (num_tokens, num_heads, head_dim), (query, key) = q.shape, gate
-    out = torch.empty(num_tokens, num_heads, 2 * head_dim, dtype=q.dtype, device=q.device)
+def learned(
+    qkv: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, gate: Gate, gated: Tensor
+) -> Tensor:
+    """`reference_pages.learned` of rotated queries: qkv [T, (H + 2K) * D] -> [T, H, 2D]."""
+    (query, key), num_tokens = gate, qkv.shape[0]
+    num_heads, num_kv_heads, head_dim = len(query), len(key), query.shape[2] // 2
+    out = torch.empty(num_tokens, num_heads, 2 * head_dim, dtype=qkv.dtype, device=qkv.device)
     learned_kernel[(num_tokens, num_heads)](
-        q,
+        qkv,
+        cos,
+        sin,
+        positions,
         query,
         key,
         gated,
         out,
-        HEADS=num_heads // key.shape[0],
+        HEADS=num_heads // num_kv_heads,
         HEAD_DIM=head_dim,
         DIM=power_of_two(head_dim),
         RANK=query.shape[1],
         RANKS=min(RANKS, power_of_two(query.shape[1])),
         num_warps=8,
-        **overlap(q.device),
+        **overlap(qkv.device),
     )
     return out

@@ -73,17 +73,18 @@ class Case:
         reference_pages.summarize(caches[0], summary, batch.slots)
         rest = (batch, budgets, self.page_size, self.scale, window)
         want = reference_pages.choose(q, summary, gate, *rest)
-        learned = None
+        rotary, learned = (self.qkv, *self.rope), None
         if gate is not None:
-            learned = gpu_gates.learned(q.contiguous(), gate, budgets.gated)
+            learned = gpu_gates.learned(*rotary, batch.positions, gate, budgets.gated)
             close(learned, reference_pages.learned(q, gate, budgets.gated))
-        arguments = (q, learned, caches[0], summary, *places, batch.page_tables, budgets)
-        got = gpu_pages.choose(*arguments, self.scale, window)
-        columns, pages, counts = got
-        for t, tables in enumerate(lists(columns, counts)):
-            table = batch.page_tables[batch.request_ids[t]].tolist()
-            assert lists(pages, counts)[t] == [[table[c] for c in head] for head in tables]
-        return lists(*want), lists(columns, counts)
+        places = (batch.positions, batch.slots, batch.request_ids, batch.page_tables)
+        before = [x.clone() for x in (self.k, self.v, self.summary)]
+        arguments = (*rotary, learned, *before, *places, budgets)
+        got = lists(*gpu_pages.choose(*arguments, self.scale, window))
+        tables = batch.page_tables[batch.request_ids].tolist()
+        for table, heads in zip(tables, got, strict=True):
+            heads[:] = [[table.index(page) for page in pages] for pages in heads]
+        return lists(*want), got
 
 
 def lists(columns: torch.Tensor, counts: torch.Tensor) -> list[list[list[int]]]:
@@ -190,19 +191,21 @@ def test_choosing_at_7b(lens, window):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_reading_what_was_chosen_at_7b(dtype):
     case = Case([(1, 32768), (1, 700), (1, 9000), (1, 31)], 32, 8, 128, dtype=dtype)
-    batch, places = case.batch, (case.batch.positions, case.batch.request_ids)
-    q = random(4, 32, 128, seed=7, dtype=dtype)
-    columns = torch.stack([torch.randperm(44)[:40].sort().values for _ in range(4 * 8)])
-    columns = columns.view(4, 8, 40).int().to(DEVICE)
-    counts = torch.tensor([40, 17, 0, 1], dtype=torch.int32, device=DEVICE)[:, None].repeat(1, 8)
-    columns[3] = 0
-    arguments = (case.k, case.v)
-    want = reference.attend(q, *arguments, batch, case.scale, None)
+    batch, caches = case.batch, (case.k, case.v)
+    q = reference.rotate_and_store(case.qkv, *case.rope, *caches, batch)
+    columns = torch.stack([torch.randperm(43)[:39].sort().values for _ in range(4 * 8)])
+    own = (batch.positions // case.page_size).cpu()[:, None, None].expand(4, 8, 1)
+    columns = torch.cat((columns.view(4, 8, 39), own), 2).int().to(DEVICE)
+    columns[3] = 1  # its own page alone
+    counts = torch.tensor([40, 40, 0, 1], dtype=torch.int32, device=DEVICE)[:, None].repeat(1, 8)
+    budgets = torch.tensor([64, 40, 0, 4], dtype=torch.int32, device=DEVICE)
+    want = reference.attend(q, *caches, batch, case.scale, None)
     rest = (columns, counts, batch, case.scale, None)
-    reference_pages.attend_chosen(q, *arguments, *rest, want.view(q.shape))
+    reference_pages.attend_chosen(q, *caches, *rest, want.view(q.shape))
     own_tables = batch.page_tables[batch.request_ids][:, None].expand(-1, 8, -1)
-    tables = (batch.page_tables, columns, own_tables.gather(2, columns.long()), counts)
-    close(gpu_chosen.attend(q, *arguments, *places, *tables, case.scale, None), want)
+    pages = own_tables.gather(2, columns.long())
+    places = (batch.positions, batch.request_ids, batch.page_tables, budgets, pages, counts)
+    close(gpu_chosen.attend(case.qkv, *case.rope, *caches, *places, case.scale, None), want)
 
 
 @gpu_only
