@@ -242,7 +242,7 @@ def decode(
         HALF=max(16, power_of_two(head_dim // 2)),
         DIM=dim,
         SPLITS=splits,
-        BLOCK=BLOCK if splits > 1 else 2 * BLOCK,
+        BLOCK=BLOCK,
         STAGES=2 if is_early or splits == 1 else 3,  # blocks under way
         PAGE=page_size,
         SUMMARIES=summary is not None,
