@@ -24,7 +24,6 @@ LARGE = tl.constexpr(1e30)  # no score is that far from 0
 TARGET_PROGRAMS = 512
 MAX_SPLITS = 32
 BLOCK, STAGES = 64, 2  # pages whose summaries a program reads at a time, and blocks under way
-WARPS = 4
 
 
 @triton.jit
@@ -181,7 +180,7 @@ def choose(
     num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
     group = num_heads // num_kv_heads
     width = power_of_two(page_tables.shape[1])
-    splits = _splits(num_tokens, num_kv_heads, width)
+    splits, block = _shares(num_tokens, num_kv_heads, width)
     shape = (num_tokens, num_kv_heads, group)
     scores = torch.empty(*shape, width, dtype=torch.float32, device=device)
     sums = torch.empty(*shape, splits, 2, dtype=torch.float32, device=device)
@@ -211,18 +210,21 @@ def choose(
         DIM=max(16, power_of_two(head_dim)),
         PAGES=width,
         SPLITS=splits,
-        BLOCK=BLOCK,
+        BLOCK=block,
         STAGES=STAGES,
         EARLY=num_tokens * num_kv_heads * splits <= 2 * multiprocessors(device),
         LEARNED=learned is not None,
-        num_warps=WARPS,
+        num_warps=4,
         **overlap(device),
     )
     places = (positions, request_ids, page_tables)
     return keep(scores, sums, *places, budgets, page_size, window)
 
 
-def _splits(num_tokens: int, num_kv_heads: int, num_pages: int) -> int:
-    """Programs that share one token's pages: of the step's shape alone, so that graphs hold."""
+def _shares(num_tokens: int, num_kv_heads: int, num_pages: int) -> tuple[int, int]:
+    """Programs that share one token's pages, and how many they take at a time: of the step's shape
+    alone, so that graphs hold."""
     wanted = max(1, TARGET_PROGRAMS // (num_tokens * num_kv_heads))
-    return min(MAX_SPLITS, -(-num_pages // BLOCK), power_of_two(wanted + 1) // 2)
+    wanted = min(MAX_SPLITS, power_of_two(wanted + 1) // 2)
+    block = BLOCK if num_pages >= wanted * BLOCK else BLOCK // 2
+    return min(wanted, -(-num_pages // block)), block

@@ -134,7 +134,7 @@ def test_tokens_with_budgets_among_pieces_of_prompts():
 def test_many_pages_for_many_programs():
     """More pages than one program takes at a time, on a table that is no power of two."""
     case = Case([(1, 700), (1, 1)], 2, 1, 16, page_size=4)
-    assert gpu_pages._splits(2, 1, 256) > 1
+    assert gpu_pages._shares(2, 1, 256)[0] > 1
     for budget in (50, 160):
         same(case, budgets_of([budget, 4]))
 
