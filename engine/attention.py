@@ -59,11 +59,16 @@ def prepare(config: EngineConfig, decoder: Decoder, max_model_len: int) -> Atten
 
 def _gates(config: EngineConfig) -> tuple[Path | None, str | None]:
     """The folder of gates that was given, else the model's own, and what is said of where it is
-    from; raises ModelError where gates are asked for and there are none."""
+    from; raises ModelError where gates are asked for and there are none.
+
+    A model's own that are for pages of another size stand in nobody's way who has not asked for
+    them.
+    """
     if config.attention_gates is not None:
         return Path(config.attention_gates), config.attention_gates
-    own = gates.own(Path(config.model))
-    if own is None and config.attention == AttentionMode.GATE:
+    model, is_asked_for = Path(config.model), config.attention == AttentionMode.GATE
+    own = gates.own(model) if is_asked_for else gates.own_for(model, config.page_size)
+    if own is None and is_asked_for:
         raise ModelError(
             "attention=gate needs attention_gates, a folder of trained gates, or a model that "
             f"carries its own: {config.model} has no folder {gates.OWN}"

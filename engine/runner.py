@@ -234,6 +234,7 @@ def _read_logprobs(
 
 def build_runner(config: EngineConfig) -> tuple[ModelRunner, EngineInfo]:
     """Load the model, measure its FFN modes and take the memory; raises ModelError."""
+    kv_cache.check_page_size(config.page_size)
     directory = Path(config.model)
     described = read_config(directory)[1]
     device = choose_device(config.device)

@@ -45,7 +45,7 @@ def flag(
     default: object,
     help: str,
     *,
-    choices: tuple[str, ...] = (),
+    choices: tuple[str, ...] | tuple[int, ...] = (),
     low: float | None = None,
     positional: bool = False,
     secret: bool = False,
@@ -102,7 +102,8 @@ def _add_argument(parser: argparse.ArgumentParser, setting: Field[Any], hint: ob
             action="append" if _is_tuple(hint) else "store",
             default=argparse.SUPPRESS,
             help=help,
-            metavar="|".join(setting.metadata["choices"]) or setting.name.split("_")[-1].upper(),
+            metavar="|".join(map(str, setting.metadata["choices"]))
+            or setting.name.split("_")[-1].upper(),
         )
 
 
@@ -207,8 +208,8 @@ def _convert(given: Given, hint: object) -> object:
     return text
 
 
-def _check(source: str, value: Any, choices: tuple[str, ...], low: float | None) -> None:
+def _check(source: str, value: Any, choices: tuple[object, ...], low: float | None) -> None:
     if choices and value not in choices:
-        raise SettingsError(f"{source}={value!r} is not one of {', '.join(choices)}")
+        raise SettingsError(f"{source}={value!r} is not one of {', '.join(map(str, choices))}")
     if low is not None and value < low:
         raise SettingsError(f"{source}={value} is less than {low:g}")

@@ -43,8 +43,8 @@ def _mode(asked: Sparsity, info: EngineInfo) -> str:
         )
     if mode not in info.attention.modes:
         raise BadRequest(
-            f"sparsity.attention={mode}: this server has no gates: its model carries none, and it "
-            "was not started with --attention-gates",
+            f"sparsity.attention={mode}: this server has no gates: its model carries none for "
+            f"pages of {info.page_size} tokens, and it was not started with --attention-gates",
             "sparsity.attention",
         )
     return mode

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..engine.config import EngineConfig
+from ..engine.config import PAGE_SIZES, EngineConfig
 from .flags import SettingsError, flag
 
 GIB = 1 << 30
@@ -75,6 +75,11 @@ class Settings:
     max_model_len: int | None = flag(None, "context length; default: the model's", low=2)
     max_num_seqs: int = flag(64, "requests that run at once", low=1)
     max_num_batched_tokens: int = flag(512, "tokens that one step may compute", low=1)
+    page_size: int = flag(
+        16,
+        "tokens of a K/V page: with larger ones choosing what to read is cheaper and coarser",
+        choices=PAGE_SIZES,
+    )
     num_pages: int | None = flag(None, "pages of the K/V cache; default: what memory allows", low=1)
     kv_cache_gib: float | None = flag(None, "memory of the K/V cache in GiB", low=0)
     no_prefix_caching: bool = flag(False, "compute every prompt anew")
@@ -129,6 +134,7 @@ class Settings:
             max_model_len=self.max_model_len,
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
+            page_size=self.page_size,
             num_pages=self.num_pages,
             kv_cache_bytes=None if self.kv_cache_gib is None else int(self.kv_cache_gib * GIB),
             prefix_caching=not self.no_prefix_caching,

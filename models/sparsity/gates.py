@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ..identity import Identity
 from ..weights import Checkpoint, assign
 from .blocks import Gate
 
+logger = logging.getLogger(__name__)
 KIND = "attention-gates"
 OWN = "attention_gates"  # the folder in a checkpoint with the gates that it carries
 
@@ -39,11 +41,35 @@ def own(model: Path) -> Path | None:
     return folder if folder.is_dir() else None
 
 
+def own_for(model: Path, page_size: int) -> Path | None:
+    """The same, if they were trained for pages of this size: else the log says that they are left
+    out. Raises ModelError for a folder that holds no gates."""
+    folder = own(model)
+    if folder is None:
+        return None
+    trained_for = _read_info(_config(folder)).page_size
+    if trained_for == page_size:
+        return folder
+    logger.warning(
+        "%s is left out: these gates were trained for pages of %d tokens, the K/V pages here "
+        "have %d",
+        folder,
+        trained_for,
+        page_size,
+    )
+    return None
+
+
 def attention_of(layer: torch.nn.Module) -> Attention:
     """The attention of a decoder's layer."""
     attention = layer.get_submodule("attention")
     assert isinstance(attention, Attention)
     return attention
+
+
+def _config(folder: Path) -> Fields:
+    path = folder / "config.json"
+    return Fields(read_object(path), str(path))
 
 
 def _read_info(fields: Fields) -> GateInfo:
@@ -56,8 +82,7 @@ def _read_info(fields: Fields) -> GateInfo:
 
 def attach(decoder: Decoder, directory: Path, page_size: int, served: Identity) -> GateInfo:
     """Give each layer its gate; raises ModelError for gates of another model or page size."""
-    path = directory / "config.json"
-    fields = Fields(read_object(path), str(path))
+    fields = _config(directory)
     info = _read_info(fields)
     Identity.read(fields).check(served, directory)
     if info.page_size != page_size:

@@ -250,5 +250,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(str(quality).replace("; ", "\n"))
     carried = gates_of(arguments.model)
     is_own = carried is not None and carried.resolve() == arguments.out.resolve()
-    flag = "" if is_own else f" --attention-gates {arguments.out}"
-    print(f"wrote {arguments.out}: turbosparse serve {arguments.model} --attention gate{flag}")
+    flags = "" if is_own else f" --attention-gates {arguments.out}"
+    if recipe.page_size != Recipe().page_size:
+        flags += f" --page-size {recipe.page_size}"
+    print(f"wrote {arguments.out}: turbosparse serve {arguments.model} --attention gate{flags}")

@@ -138,8 +138,8 @@ def _attention_on_text(text: Record) -> list[str]:
         off = _ends([nats(cost["nats"]) for cost in costs.values()])
         said.append(
             f"Sparse attention by {kind}, which is approximate, reading {_ends(list(costs))} "
-            f"tokens: {recalled} of the attention recalled, perplexity {worse}, the next token "
-            f"{off} nats off."
+            f"tokens in pages of {text['page_size']}: {recalled} of the attention recalled, "
+            f"perplexity {worse}, the next token {off} nats off."
         )
     return said
 
@@ -153,8 +153,8 @@ def _attention_in_exam(exam: Record) -> list[str]:
         right = [str(sum(task["right"] for task in one.values())) for one in by_budget.values()]
         said.append(
             f"Exam ({', '.join(tasks)}), sparse attention by {kind}, reading "
-            f"{', '.join(by_budget)} tokens: {', '.join(right)} of {asked} answers are right; "
-            f"{exact} are with all of the context."
+            f"{', '.join(by_budget)} tokens in pages of {exam['page_size']}: "
+            f"{', '.join(right)} of {asked} answers are right; {exact} are with all of the context."
         )
     return said
 

@@ -134,8 +134,8 @@ def _measure_text(
         predictors=None if predictors is None else Path(predictors),
         progress=True,
     )
-    if pages.gates is not None:
-        attach_gates(model.decoder, pages.gates, located.directory)
+    if pages.gates is not None and pages.text is not None:
+        attach_gates(model.decoder, pages.gates, located.directory, pages.text.page_size)
     num_threads = chosen.threads or len(os.sched_getaffinity(0))
     ops.set_num_threads(num_threads, model.decoder.ops)
     plan = evaluation.Plan(

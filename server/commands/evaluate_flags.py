@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...engine.config import PAGE_SIZES, EngineConfig
 from ...models.tools.fidelity import BATCH_SIZES
 from ...models.tools.page_quality import KINDS
 from ..flags import SettingsError, flag
 from .exam import Question, read_exam
 from .lm_eval import find_lm_eval
+
+PAGE_SIZE = EngineConfig(model="").page_size  # of a server that is not told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +34,11 @@ class EvaluateFlags:
     batch_sizes: tuple[int, ...] = flag(BATCH_SIZES, "tokens whose union is measured", low=1)
     page_budgets: tuple[int, ...] = flag(
         (), "sparse attention: tokens of context that a token then reads, one number or several"
+    )
+    page_size: int | None = flag(
+        None,
+        f"tokens of a K/V page then, on the text and in a server of ours; default: {PAGE_SIZE}",
+        choices=PAGE_SIZES,
     )
     attention: tuple[str, ...] = flag(
         (), "and what chooses them; default: bound, and gate where there are gates", choices=KINDS
@@ -82,6 +90,7 @@ def _check_pages(chosen: EvaluateFlags) -> None:
         for flag, given in (
             ("--attention", chosen.attention),
             ("--attention-gates", chosen.attention_gates),
+            ("--page-size", chosen.page_size),
         ):
             if given:
                 raise SettingsError(f"{flag} is tried at --page-budgets, and none is given")
@@ -89,8 +98,9 @@ def _check_pages(chosen: EvaluateFlags) -> None:
         raise SettingsError(
             "--page-budgets are tried on a --text or in an --exam, and neither is given"
         )
-    if chosen.attention_gates and chosen.url is not None and chosen.text is None:
-        raise SettingsError(
-            "--attention-gates: the server at --url has gates of its own, if any, and no --text "
-            "is given"
-        )
+    for flag, given, has in (
+        ("--attention-gates", chosen.attention_gates, "gates of its own, if any"),
+        ("--page-size", chosen.page_size, "pages of its own"),
+    ):
+        if given and chosen.url is not None and chosen.text is None:
+            raise SettingsError(f"{flag}: the server at --url has {has}, and no --text is given")

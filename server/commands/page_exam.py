@@ -43,7 +43,12 @@ def ask_again(url: str, key: str, info: Json, answers: list[Answered], plan: Pag
         task: {"asked": found["asked"], "right": found["right"], "longest": longest[task]}
         for task, found in full.items()
     }
-    return {"tasks": tasks, "num_covered_tasks": len(longest) - len(tasks), "kinds": kinds}
+    return {
+        "page_size": plan.page_size,
+        "tasks": tasks,
+        "num_covered_tasks": len(longest) - len(tasks),
+        "kinds": kinds,
+    }
 
 
 def _scores(covered: list[Answered], again: list[Answered]) -> Json:

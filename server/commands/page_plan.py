@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from ...engine.config import EngineConfig
 from ...models.config import ModelError
 from ...models.decoder import Decoder
 from ...models.fields import Fields, Json, is_object
@@ -17,9 +16,7 @@ from ...models.tools.evaluation import PagePlan, choose_window
 from ...models.tools.page_quality import BOUND, GATE, KINDS, check_budgets
 from ..checkpoint import Located, locate_gates
 from ..flags import SettingsError
-from .evaluate_flags import EvaluateFlags
-
-PAGE_SIZE = EngineConfig(model="").page_size  # of the servers that we start
+from .evaluate_flags import PAGE_SIZE, EvaluateFlags
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,29 +35,46 @@ def plan_pages(chosen: EvaluateFlags, located: Located, server: Json | None) -> 
     """
     if not chosen.page_budgets:
         return Pages()
-    folder = locate_gates(chosen.attention_gates) or gates.own(located.directory)
+    if chosen.text is None and server is not None:
+        return Pages(exam=_of_server(chosen, server))
+    size = chosen.page_size or PAGE_SIZE
+    folder = _gates(chosen, located.directory, size)
     config = read_config(located.directory)[1]
     text = exam = None
     if chosen.text is not None:
         window = choose_window(chosen.window, config)
-        text = _of_model(chosen, folder is not None, window, "the window")
+        text = _of_model(chosen, size, window, "the window", has_gates=folder is not None)
     if chosen.exam and server is not None:
         exam = _of_server(chosen, server)
     elif chosen.exam:
-        exam = _of_model(chosen, folder is not None, config.max_positions, "the context")
+        most = config.max_positions
+        exam = _of_model(chosen, size, most, "the context", has_gates=folder is not None)
     gated = any(plan and GATE in plan.kinds for plan in (text, exam))
     return Pages(str(folder) if gated and folder else None, text, exam)
 
 
-def _of_model(chosen: EvaluateFlags, has_gates: bool, most: int, what: str) -> PagePlan:
+def _gates(chosen: EvaluateFlags, model: Path, page_size: int) -> Path | None:
+    """The folder that was given, else the model's own, where they may be tried and are for pages
+    of this size."""
+    given = locate_gates(chosen.attention_gates)
+    if given is not None:
+        return Path(given)
+    if chosen.attention and GATE not in chosen.attention:
+        return None
+    return gates.own_for(model, page_size)
+
+
+def _of_model(
+    chosen: EvaluateFlags, page_size: int, most: int, what: str, *, has_gates: bool
+) -> PagePlan:
     if GATE in chosen.attention and not has_gates:
         raise SettingsError(
             "--attention=gate needs --attention-gates, a folder of trained gates: this model "
-            "carries none"
+            f"carries none for pages of {page_size} tokens"
         )
     kinds = chosen.attention or (KINDS if has_gates else (BOUND,))
-    budgets = check_budgets("--page-budgets", chosen.page_budgets, PAGE_SIZE, most, what)
-    return PagePlan(tuple(dict.fromkeys(kinds)), tuple(budgets), PAGE_SIZE)
+    budgets = check_budgets("--page-budgets", chosen.page_budgets, page_size, most, what)
+    return PagePlan(tuple(dict.fromkeys(kinds)), tuple(budgets), page_size)
 
 
 def _of_server(chosen: EvaluateFlags, server: Json) -> PagePlan:
@@ -80,11 +94,11 @@ def _of_server(chosen: EvaluateFlags, server: Json) -> PagePlan:
     return PagePlan(tuple(dict.fromkeys(kinds)), tuple(budgets), size)
 
 
-def attach_gates(decoder: Decoder, folder: str, directory: Path) -> None:
+def attach_gates(decoder: Decoder, folder: str, directory: Path, page_size: int) -> None:
     """For the model in a directory; raises ModelError for gates of another model or page size."""
     try:
         served = Identity.of(directory, decoder.config)
-        gates.attach(decoder, Path(folder), PAGE_SIZE, served)
+        gates.attach(decoder, Path(folder), page_size, served)
     except ModelError as error:
         raise ModelError(f"--attention-gates: {error}") from error
 
@@ -94,4 +108,5 @@ def server_flags(pages: Pages) -> list[str]:
     if pages.exam is None:
         return []
     found = ["--page-budget", str(pages.exam.budgets[0]), "--attention-from", "0"]
+    found += ["--page-size", str(pages.exam.page_size)]
     return [*found, *(["--attention-gates", pages.gates] if pages.gates else [])]

@@ -5,13 +5,14 @@ import pytest
 from scripted import run
 from test_runner import BOTH, PROMPT, greedy, make, others
 
-from turbosparse.engine.attention import describe
-from turbosparse.engine.config import EngineConfig
+from turbosparse.engine.attention import DEFAULT_BUDGET, describe
+from turbosparse.engine.config import PAGE_SIZES, EngineConfig
 from turbosparse.engine.pages import PagePool
 from turbosparse.engine.request import PageChoice, Request, SamplingParams
 from turbosparse.engine.runner import build_runner
 from turbosparse.engine.scheduler import Scheduler
 from turbosparse.models.config import ModelError
+from turbosparse.models.sparsity.blocks import MIN_BUDGET
 
 LEAST = PageChoice(16)  # four pages of 4: the first, the last two and one to choose
 LENGTH = 60
@@ -49,6 +50,32 @@ def test_a_budget_that_covers_the_context_changes_nothing(directory, full):
     assert tokens_of(core, pages=PageChoice(len(PROMPT) + LENGTH)) == full
     assert tokens_of(core, "b", pages=PageChoice(16, beyond=len(PROMPT) + LENGTH)) == full
     assert tokens_of(core, "c") == full
+
+
+@pytest.mark.parametrize("page_size", [16, PAGE_SIZES[-1]])
+def test_who_reads_all_reads_the_same_in_pages_of_any_size(directory, full, page_size):
+    core = make(directory, page_size=page_size, num_pages=8, attention="bound")
+    assert tokens_of(core, pages=PageChoice(4 * page_size, beyond=len(PROMPT) + LENGTH)) == full
+    assert tokens_of(core, "b", pages=PageChoice(max(96, 4 * page_size))) == full
+    assert tokens_of(core, "c") == full
+
+
+@pytest.mark.parametrize("budget", [3, 64])
+def test_larger_pages_are_chosen_once_they_are_more_than_the_budget(directory, budget):
+    """Seven pages of 32 tokens in the end, of which four are read; in every chunking."""
+    pages, prompt, length = PageChoice(128), [*PROMPT, *PROMPT], 170
+    said = {}
+    for name, choice in (("full", None), ("sparse", pages), ("again", pages)):
+        core = make(directory, page_size=32, num_pages=20, attention="bound", budget=budget)
+        core.add(greedy(name, prompt, length, pages=choice))
+        said[name] = run(core).tokens[name]
+    covered = 128 - len(prompt)
+    assert said["sparse"][:covered] == said["full"][:covered]
+    assert said["sparse"] == said["again"] != said["full"]
+
+
+def test_the_default_budget_leaves_something_to_choose_in_pages_of_every_size():
+    assert MIN_BUDGET * PAGE_SIZES[-1] <= DEFAULT_BUDGET
 
 
 @BOTH

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scripted import run, submit
 
-from turbosparse.engine.config import EngineConfig
+from turbosparse.engine.config import PAGE_SIZES, EngineConfig
 from turbosparse.engine.core import EngineCore
 from turbosparse.engine.pages import PagePool
 from turbosparse.engine.runner import build_runner
@@ -25,19 +25,21 @@ def directory(request, tmp_path_factory) -> pathlib.Path:
     return published.make(tmp_path_factory.mktemp("model"), request.param)
 
 
-def make(directory, *, num_pages=200, budget=64, overlap=False, **options) -> EngineCore:
+def make(
+    directory, *, num_pages=200, page_size=4, budget=64, overlap=False, **options
+) -> EngineCore:
     config = EngineConfig(
         model=str(directory),
         device="cpu",
         num_pages=num_pages,
-        page_size=4,
+        page_size=page_size,
         max_num_batched_tokens=budget,
         num_threads=1,
         **options,
     )
     runner, info = build_runner(config)
     scheduler = Scheduler(
-        PagePool(num_pages, 4),
+        PagePool(num_pages, page_size),
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=budget,
         max_model_len=info.max_model_len,
@@ -71,6 +73,15 @@ def test_the_same_among_32_others(directory, alone, overlap):
         if i == 16:
             core.add(greedy("a", PROMPT))
         core.add(greedy(f"x{i}", prompt, 5 + i))
+    assert run(core).tokens["a"] == alone
+
+
+@pytest.mark.parametrize("page_size", [16, PAGE_SIZES[-1]])
+def test_the_same_in_pages_of_any_size(directory, alone, page_size):
+    """Beside the smallest, which all else here is tested with: pages filled, and never full."""
+    core = make(directory, page_size=page_size, num_pages=8)
+    core.add(greedy("a", PROMPT))
+    core.add(greedy("b", others(1)[0]))
     assert run(core).tokens["a"] == alone
 
 
@@ -200,6 +211,9 @@ def test_what_cannot_be_started_says_why(directory, monkeypatch):
         ({"max_model_len": 9999}, "max_model_len=9999 is more than the model's 256 positions"),
         ({"device": "quantum"}, "device='quantum' is not a device"),
         ({"device": "cuda:7"}, "device='cuda:7': this machine has no CUDA device"),
+        ({"page_size": 24}, "page_size=24 is not one of 4, 8, 16, 32, 64, 128, 256, 512"),
+        ({"page_size": 2}, "page_size=2 is not one of 4, 8"),
+        ({"page_size": 1024}, "page_size=1024 is not one of 4, 8"),
         ({"dtype": "int3"}, "dtype='int3' is not one of float32"),
     ):
         with pytest.raises(ModelError, match=message):

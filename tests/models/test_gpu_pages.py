@@ -8,6 +8,7 @@ import torch
 from on_gpu import DEVICE, close, gpu_only, random
 from test_gpu_attention import batch_of
 
+from turbosparse.engine.config import PAGE_SIZES
 from turbosparse.models.batch import ForwardBatch, PageBudgets
 from turbosparse.models.kernels import (
     gpu,
@@ -137,6 +138,11 @@ def test_many_pages_for_many_programs():
     assert gpu_pages._shares(2, 1, 256)[0] > 1
     for budget in (50, 160):
         same(case, budgets_of([budget, 4]))
+
+
+def test_pages_of_the_largest_size():
+    case = Case([(9, 9), (1, 2600), (2, 2100)], 2, 1, 16, page_size=PAGE_SIZES[-1])
+    same(case, budgets_of([0] * 9 + [4, 0, 4]))
 
 
 def test_equal_pages_are_taken_in_order():

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from turbosparse.engine.config import PAGE_SIZES
 from turbosparse.models.batch import FfnMode, ForwardBatch, PageBudgets
 from turbosparse.models.kernels import cpu, reference, reference_pages
 
@@ -24,9 +25,11 @@ def budgets_of(pages: list[int], share: float = 1.0, gated: float = 0.0) -> Page
     )
 
 
-def batch_of(lens: list[tuple[int, int]], budgets: PageBudgets | None) -> ForwardBatch:
+def batch_of(
+    lens: list[tuple[int, int]], budgets: PageBudgets | None, page_size: int = PAGE
+) -> ForwardBatch:
     """For each request its new tokens and all that it has with them; its pages are scattered."""
-    width = max(-(-total // PAGE) for _, total in lens)
+    width = max(-(-total // page_size) for _, total in lens)
     order = torch.randperm(len(lens) * width, generator=torch.Generator().manual_seed(0))
     tables = order.view(len(lens), width).int()
     places = [(b, p) for b, (n, total) in enumerate(lens) for p in range(total - n, total)]
@@ -34,7 +37,7 @@ def batch_of(lens: list[tuple[int, int]], budgets: PageBudgets | None) -> Forwar
     return ForwardBatch(
         token_ids=torch.zeros_like(positions),
         positions=positions,
-        slots=tables[requests, positions // PAGE].long() * PAGE + positions % PAGE,
+        slots=tables[requests, positions // page_size].long() * page_size + positions % page_size,
         request_ids=requests,
         page_tables=tables,
         query_lens=tuple(n for n, _ in lens),
@@ -48,16 +51,18 @@ def batch_of(lens: list[tuple[int, int]], budgets: PageBudgets | None) -> Forwar
 class Case:
     """The tensors of one layer: H heads, K of keys, D dimensions, over scattered pages."""
 
-    def __init__(self, lens, budgets, heads=6, kv_heads=2, dim=8, rank=3, window=None):
-        self.batch = batch_of(lens, budgets)
+    def __init__(
+        self, lens, budgets, heads=6, kv_heads=2, dim=8, rank=3, window=None, page_size=PAGE
+    ):
+        self.batch, self.page_size = batch_of(lens, budgets, page_size), page_size
         num_tokens, num_pages = len(self.batch.positions), self.batch.page_tables.numel()
         self.qkv = 3 * random(num_tokens, (heads + 2 * kv_heads) * dim)
         angles = random(max(total for _, total in lens), dim // 2, seed=1)
         self.rope = angles.cos(), angles.sin()
-        shape = (num_pages, kv_heads, PAGE, dim)
+        shape = (num_pages, kv_heads, page_size, dim)
         self.caches = random(*shape, seed=2), random(*shape, seed=3)
         self.summary = torch.full((num_pages, kv_heads, 2, dim), torch.nan)
-        earlier = torch.arange(num_pages * PAGE)
+        earlier = torch.arange(num_pages * page_size)
         reference_pages.summarize(self.caches[0], self.summary, earlier)
         query, key = random(heads, rank, 2 * dim, seed=4), random(kv_heads, 2 * dim, rank, seed=5)
         self.gate = query / (2 * dim) ** 0.5, key / rank**0.5
@@ -77,7 +82,7 @@ class Case:
 
     def choose(self, backend, budgets, gate=None):
         q = self.queries()
-        rest = (self.batch, budgets, PAGE, self.scale, self.window)
+        rest = (self.batch, budgets, self.page_size, self.scale, self.window)
         columns, counts = backend.choose(q, self.summary, gate, *rest)
         return [
             [columns[t, k, : counts[t, k]].tolist() for k in range(self.kv_heads)]
@@ -96,17 +101,28 @@ MIXED = [(9, 9), (1, 50), (37, 61), (1, 99), (1, 1)]
 def test_the_cpu_kernels_choose_and_read_the_same(window, share, gated, heads, kv_heads, dim, rank):
     for lens in (DECODES, MIXED):
         pages = [(0, 4, 6, 9)[i % 4] for i in range(sum(n for n, _ in lens))]
-        budgets = budgets_of(pages, share, gated)
-        case = Case(lens, None, heads, kv_heads, dim, rank, window)
-        chosen = case.choose(cpu, budgets, case.gate)
-        assert chosen == case.choose(reference_pages, budgets, case.gate)
-        assert any(len(head) > 3 for token in chosen for head in token)
-        seen = {}
-        for backend in (cpu, reference):
-            read = budgets_of(pages, share, gated)
-            seen[backend] = (*case.run(backend, read, case.gate), read.read)
-        for got, want in zip(seen[cpu], seen[reference], strict=True):
-            torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-5)
+        same(Case(lens, None, heads, kv_heads, dim, rank, window), pages, share, gated)
+
+
+def same(case: Case, pages: list[int], share: float, gated: float) -> None:
+    """The kernels against the reference: what they choose, read and leave in the caches."""
+    chosen = case.choose(cpu, budgets_of(pages, share, gated), case.gate)
+    assert chosen == case.choose(reference_pages, budgets_of(pages, share, gated), case.gate)
+    assert any(len(head) > 3 for token in chosen for head in token)
+    seen = {}
+    for backend in (cpu, reference):
+        read = budgets_of(pages, share, gated)
+        seen[backend] = (*case.run(backend, read, case.gate), read.read)
+    for got, want in zip(seen[cpu], seen[reference], strict=True):
+        torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 1300])
+@pytest.mark.parametrize("page_size", [32, PAGE_SIZES[-1]])
+def test_the_same_in_larger_pages(page_size, window):
+    lens = [(1, 1), (1, page_size), (3, page_size + 1), (1, 6 * page_size + 3), (9, 9)]
+    pages = [(0, 4, 5)[i % 3] for i in range(sum(n for n, _ in lens))]
+    same(Case(lens, None, window=window, page_size=page_size), pages, 1.0, 1.0)
 
 
 @pytest.mark.parametrize("window", [None, 30])

@@ -146,7 +146,8 @@ def test_a_model_carries_its_own_and_others_may_be_given(folder, trained, tmp_pa
     arguments = ["train-gates", str(model), "--data", str(folder / "text.txt"), *FLAGS]
     arguments += ["--tokens", "400", "--out", str(model / "attention_gates")]
     assert main(arguments) == 0
-    assert f"turbosparse serve {model} --attention gate\n" in capsys.readouterr().out
+    said = f"turbosparse serve {model} --attention gate --page-size 4\n"
+    assert said in capsys.readouterr().out
     config = EngineConfig(str(model), device="cpu", page_size=4, num_pages=9, num_threads=1)
     assert build_runner(config)[1].attention is None, "nothing was asked for"
     info = build_runner(replace(config, attention="gate", page_budget=16))[1]
@@ -158,6 +159,29 @@ def test_a_model_carries_its_own_and_others_may_be_given(folder, trained, tmp_pa
     given = build_runner(replace(config, page_budget=16, attention_gates=str(trained)))[1]
     assert given.attention.gates_from == str(trained)
     assert given.attention.gates != info.attention.gates
+
+
+def test_its_own_for_pages_of_another_size_are_left_out_unless_asked_for(
+    folder, trained, tmp_path, caplog
+):
+    model = tmp_path / "model"
+    shutil.copytree(folder / "model", model)
+    shutil.copytree(trained, model / "attention_gates")
+    config = EngineConfig(str(model), device="cpu", page_size=8, num_pages=9, num_threads=1)
+    left_out = "attention_gates is left out: these gates were trained for pages of 4 tokens"
+    for asked in ({"attention": "bound"}, {"page_budget": 32}):
+        caplog.clear()
+        info = build_runner(replace(config, **asked))[1]
+        assert (info.attention.modes, info.attention.gates_from) == (["full", "bound"], None)
+        assert left_out in caplog.text
+    caplog.clear()
+    assert build_runner(config)[1].attention is None
+    fitting = build_runner(replace(config, page_size=4, attention="bound"))[1]
+    assert fitting.attention.modes == ["full", "bound", "gate"]
+    assert caplog.text.count("left out") == 0
+    for asked in ({"attention": "gate"}, {"attention": "bound", "attention_gates": str(trained)}):
+        with pytest.raises(ModelError, match="pages of 4 tokens, the K/V pages here have 8"):
+            build_runner(replace(config, **asked))
 
 
 def test_gates_that_do_not_fit_are_refused(folder, trained, tmp_path):

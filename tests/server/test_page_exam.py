@@ -19,6 +19,7 @@ from turbosparse.models.tools.evaluation import PagePlan
 from turbosparse.models.tools.synthetic import make
 from turbosparse.server.commands import page_exam
 from turbosparse.server.commands.exam import Answered, Question
+from turbosparse.server.commands.page_plan import Pages, server_flags
 
 BUDGETS = ("64", "96", "128")  # of a window of 128: the last reads all
 
@@ -138,6 +139,42 @@ def test_the_gates_that_a_model_carries_are_taken(folder, measured, tmp_path):
     assert list(verdict.choices_on(bound["attention"]["text"])) == ["bound"]
 
 
+def test_pages_of_another_size_are_as_asked_and_its_own_gates_left_out(folder, measured, tmp_path):
+    shutil.copytree(folder / "model", tmp_path / "model")
+    shutil.copytree(folder / "gates", tmp_path / "model" / "attention_gates")
+    flags = ("--text", folder / "text.txt", "--tokens", 300, "--page-budgets", "32,64")
+    smaller = ("--page-size", 8)
+    record, html = evaluate(tmp_path / "model", *flags, *smaller, out=tmp_path / "out")
+    found = record["attention"]["text"]
+    assert (found["page_size"], list(verdict.choices_on(found))) == (8, ["bound"])
+    in_16 = measured[0]["attention"]["text"]
+    assert found["perplexity"] == pytest.approx(in_16["perplexity"], rel=1e-5), "of all"
+    assert found["best"]["64"]["recall"] > in_16["best"]["64"]["recall"], "a finer choice"
+    assert "On the text, in pages of 8 tokens," in Page(html).text
+    assert "reading 32 to 64 tokens in pages of 8: " in record["verdict"][-1]
+    gates = write_gates(tmp_path / "gates", folder / "model", page_size=8)
+    given = (*smaller, "--attention-gates", gates, "--attention", "gate")
+    record, _ = evaluate(tmp_path / "model", *flags, *given, out=tmp_path / "given")
+    assert list(verdict.choices_on(record["attention"]["text"])) == ["gate"]
+
+
+def test_its_own_gates_for_pages_of_another_size_are_none_to_who_asks(folder, tmp_path, capsys):
+    shutil.copytree(folder / "model", tmp_path / "model")
+    shutil.copytree(folder / "gates", tmp_path / "model" / "attention_gates")
+    flags = ("--text", folder / "text.txt", "--page-budgets", 64, "--page-size", 8)
+    asked = (*flags, "--attention", "gate", "--out", tmp_path / "out")
+    said = refused(capsys, tmp_path / "model", *asked)
+    assert "this model carries none for pages of 8 tokens" in said
+
+
+def test_a_server_of_ours_has_pages_of_the_size_that_was_asked_for():
+    for size in ("8", "32"):
+        found = server_flags(Pages(exam=PagePlan(("bound",), (128, 256), int(size))))
+        assert found[found.index("--page-size") + 1] == size
+        assert found[found.index("--page-budget") + 1] == "128"
+    assert server_flags(Pages(text=PLAN)) == []
+
+
 def long_exam(folder: Path) -> Path:
     """Two questions that a budget of 64 covers, one that 128 does, one that none does."""
     questions = [
@@ -158,7 +195,7 @@ def test_an_exam_is_asked_again_where_the_budget_does_not_cover_it(server, folde
     assert found["tasks"].keys() == {"keys"}
     assert found["num_covered_tasks"] == 1
     assert found["tasks"]["keys"]["asked"] == 3
-    assert found["kinds"].keys() == {"bound"}
+    assert (found["page_size"], found["kinds"].keys()) == (16, {"bound"})
     scores = {budget: tasks["keys"] for budget, tasks in found["kinds"]["bound"].items()}
     assert {b: (s["asked"], s["right"], s["covered"]) for b, s in scores.items()} == {
         "64": (3, 2, 1),
@@ -172,7 +209,15 @@ def test_an_exam_is_asked_again_where_the_budget_does_not_cover_it(server, folde
         "Right answers of keys against the budget"
     ]
     assert "nor was any of 1 other task." in page.text
+    assert "In the exam, in pages of 16 tokens," in page.text
     assert "2, 2 of 3 answers are right; 2 are with all of the context" in page.text
+
+
+def test_the_pages_of_a_server_are_its_own_beside_a_text(server, folder, tmp_path):
+    text = ("--text", folder / "text.txt", "--tokens", 130, "--page-size", 8)
+    exam = ("--exam", long_exam(tmp_path), "--url", server.url, "--page-budgets", 64)
+    found = evaluate(folder / "model", *text, *exam, out=tmp_path / "out")[0]["attention"]
+    assert (found["text"]["page_size"], found["exam"]["page_size"]) == (8, 16)
 
 
 def requests(metrics: str) -> float:
@@ -251,6 +296,9 @@ def test_an_exam_without_long_contexts_asks_nothing(monkeypatch):
         (("--page-budgets", 64, "--attention", "oracle"), "'oracle' is not one of bound, gate"),
         (("--attention", "bound"), "--attention is tried at --page-budgets, and none is given"),
         (("--attention-gates", "x"), "--attention-gates is tried at --page-budgets"),
+        (("--page-size", 16), "--page-size is tried at --page-budgets, and none is given"),
+        (("--page-budgets", 64, "--page-size", 24), "--page-size=24 is not one of 4, 8, 16"),
+        (("--page-budgets", 64, "--page-size", 32), "64 is not 128 to the window 128"),
         (("--page-budgets", 64, "--attention-gates", "/none"), "there is no directory /none"),
     ],
 )
@@ -278,6 +326,7 @@ def test_what_a_server_cannot_be_asked_is_refused(server, folder, tmp_path, caps
         (("--page-budgets", 2001), "--page-budgets: 2001 is not 64 to the context 2000"),
         (("--page-budgets", 64, "--attention", "gate"), "the server at --url has no gates"),
         (("--page-budgets", 64, "--attention-gates", "x"), "--url has gates of its own, if any"),
+        (("--page-budgets", 64, "--page-size", 16), "the server at --url has pages of its own"),
     ):
         assert message in refused(capsys, folder / "model", *exam, *flags)
     full = replace(server.service.engine.info, attention=None)
@@ -294,13 +343,13 @@ def test_what_a_server_cannot_be_asked_is_refused(server, folder, tmp_path, caps
 def test_an_exam_is_asked_of_a_server_with_gates_that_it_starts(folder, tmp_path):
     model = tmp_path / "model"
     make(model, "bamboo", replace(SHAPE, positions=2000), density=0.3)
-    write_gates(tmp_path / "gates", model)
+    write_gates(tmp_path / "gates", model, page_size=8)
     echo_engine.TOKENIZER.save(str(model / "tokenizer.json"))
     settings = {"chat_template": echo_engine.CHAT_TEMPLATE, "bos_token": "<s>"}
     (model / "tokenizer_config.json").write_text(json.dumps(settings))
-    flags = ("--exam", long_exam(tmp_path), "--page-budgets", "64,128")
+    flags = ("--exam", long_exam(tmp_path), "--page-budgets", "64,128", "--page-size", 8)
     gates = ("--attention-gates", tmp_path / "gates")
     record, _ = evaluate(model, *flags, *gates, out=tmp_path / "out")
     found = record["attention"]["exam"]
-    assert found["kinds"].keys() == {"bound", "gate"}
+    assert (found["page_size"], found["kinds"].keys()) == (8, {"bound", "gate"})
     assert found["tasks"]["keys"]["asked"] == 3

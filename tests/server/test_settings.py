@@ -4,6 +4,7 @@ import argparse
 
 import pytest
 
+from turbosparse.engine.config import EngineConfig
 from turbosparse.server import flags
 from turbosparse.server.flags import SettingsError
 from turbosparse.server.settings import Settings
@@ -37,6 +38,8 @@ def test_a_flag_wins_over_the_environment():
         (("--max-num-seqs", "0"), "--max-num-seqs=0"),
         (("--ffn-mode", "fast"), "--ffn-mode='fast' is not one of token, union, dense"),
         (("--log-level", "loud"), "--log-level"),
+        (("--page-size", "24"), "--page-size=24 is not one of 4, 8, 16, 32, 64, 128, 256, 512"),
+        (("--page-size", "half"), "--page-size='half' is not a number"),
         (("--predictor-dtype", "int4"), "--predictor-dtype='int4' is not one of auto, float8"),
     ],
 )
@@ -48,6 +51,8 @@ def test_a_bad_value_is_named(argv, named):
 def test_a_bad_variable_is_named():
     with pytest.raises(SettingsError, match="TURBOSPARSE_ACCESS_LOG"):
         parse(TURBOSPARSE_ACCESS_LOG="perhaps")
+    with pytest.raises(SettingsError, match="TURBOSPARSE_PAGE_SIZE=2 is not one of 4, 8"):
+        parse(TURBOSPARSE_PAGE_SIZE="2")
 
 
 def test_the_engines_share():
@@ -56,7 +61,8 @@ def test_the_engines_share():
     )
     assert (config.model, config.predictors, config.predictor_dtype) == ("m", "p", "auto")
     assert config.kv_cache_bytes == 1 << 29
-    assert config.num_threads == 3
+    assert (config.num_threads, config.page_size) == (3, EngineConfig("m").page_size)
+    assert parse("--page-size", "32").engine("m", None).page_size == 32
     assert not config.prefix_caching
 
 
