@@ -4,11 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Of a K/V page. The GPU kernels find a position's page by a shift; with more than 512 tokens the
-# default page budget would leave nothing to choose, with fewer than 4 a summary is half as large as
-# its page or more.
-PAGE_SIZES = tuple(1 << n for n in range(2, 10))
-
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
@@ -26,7 +21,7 @@ class EngineConfig:
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512  # the token budget of one step
-    page_size: int = 16  # one of PAGE_SIZES
+    page_size: int = 16  # one of models.config.PAGE_SIZES
     num_pages: int | None = None
     kv_cache_bytes: int | None = None
     prefix_caching: bool = True

@@ -7,17 +7,10 @@ import torch
 
 from ..models.attention import LayerCache
 from ..models.config import ModelConfig, ModelError
-from .config import PAGE_SIZES, EngineConfig
+from .config import EngineConfig
 
 CPU_SHARE, CPU_LIMIT = 0.25, 4 << 30  # of the memory that is free at start, and at most
 GPU_SHARE = 0.9  # of the memory that is free once the weights are loaded
-
-
-def check_page_size(page_size: int) -> None:
-    """Raises ModelError, naming the setting, for what not every kernel can take."""
-    if page_size not in PAGE_SIZES:
-        sizes = ", ".join(map(str, PAGE_SIZES))
-        raise ModelError(f"page_size={page_size} is not one of {sizes}")
 
 
 def allocate(

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..models import calibration
 from ..models.attention import LayerCache
 from ..models.batch import FfnMode, ForwardBatch
-from ..models.config import ModelError
+from ..models.config import ModelError, check_page_size
 from ..models.decoder import Decoder
 from ..models.kernels import ops
 from ..models.load import LoadedModel, choose_device, choose_dtype, load, read_config
@@ -234,7 +234,7 @@ def _read_logprobs(
 
 def build_runner(config: EngineConfig) -> tuple[ModelRunner, EngineInfo]:
     """Load the model, measure its FFN modes and take the memory; raises ModelError."""
-    kv_cache.check_page_size(config.page_size)
+    check_page_size("page_size", config.page_size)
     directory = Path(config.model)
     described = read_config(directory)[1]
     device = choose_device(config.device)

@@ -5,9 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+# Of a K/V page. The GPU kernels find a position's page by a shift; with more than 512 tokens the
+# default page budget would leave nothing to choose, with fewer than 4 a summary is half as large as
+# its page or more.
+PAGE_SIZES = tuple(1 << n for n in range(2, 10))
+
 
 class ModelError(Exception):
     """A checkpoint that cannot be served as it is; the message is for the operator."""
+
+
+def check_page_size(setting: str, size: int) -> None:
+    """Raises ModelError, naming the setting, for what not every kernel can take."""
+    if size not in PAGE_SIZES:
+        sizes = ", ".join(map(str, PAGE_SIZES))
+        raise ModelError(f"{setting}={size} is not one of {sizes}")
 
 
 class Activation(Enum):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..engine.config import PAGE_SIZES, EngineConfig
+from ..engine.config import EngineConfig
+from ..models.config import PAGE_SIZES
 from .flags import SettingsError, flag
 
 GIB = 1 << 30

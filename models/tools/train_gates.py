@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import ModelConfig, ModelError
+from ..config import ModelConfig, ModelError, check_page_size
 from ..decoder import Decoder
 from ..identity import Identity
 from ..kernels import ops
@@ -87,8 +87,7 @@ def _checked(recipe: Recipe, config: ModelConfig, budgets: Sequence[int]) -> lis
     least = MIN_BUDGET * recipe.page_size
     if not 1 <= recipe.rank <= 2 * config.head_dim:
         raise ModelError(f"--rank: {recipe.rank} is not 1 to {2 * config.head_dim}, two heads")
-    if recipe.page_size < 2:
-        raise ModelError(f"--page-size: {recipe.page_size} is less than 2")
+    check_page_size("--page-size", recipe.page_size)
     if not 2 * least <= recipe.window <= config.max_positions:
         raise ModelError(
             f"--window: {recipe.window} is not {2 * least} to the model's {config.max_positions}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...engine.config import PAGE_SIZES, EngineConfig
+from ...engine.config import EngineConfig
+from ...models.config import PAGE_SIZES
 from ...models.tools.fidelity import BATCH_SIZES
 from ...models.tools.page_quality import KINDS
 from ..flags import SettingsError, flag

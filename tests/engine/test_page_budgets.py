@@ -6,12 +6,12 @@ from scripted import run
 from test_runner import BOTH, PROMPT, greedy, make, others
 
 from turbosparse.engine.attention import DEFAULT_BUDGET, describe
-from turbosparse.engine.config import PAGE_SIZES, EngineConfig
+from turbosparse.engine.config import EngineConfig
 from turbosparse.engine.pages import PagePool
 from turbosparse.engine.request import PageChoice, Request, SamplingParams
 from turbosparse.engine.runner import build_runner
 from turbosparse.engine.scheduler import Scheduler
-from turbosparse.models.config import ModelError
+from turbosparse.models.config import PAGE_SIZES, ModelError
 from turbosparse.models.sparsity.blocks import MIN_BUDGET
 
 LEAST = PageChoice(16)  # four pages of 4: the first, the last two and one to choose

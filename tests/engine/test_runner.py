@@ -7,13 +7,13 @@ import pytest
 import torch
 from scripted import run, submit
 
-from turbosparse.engine.config import PAGE_SIZES, EngineConfig
+from turbosparse.engine.config import EngineConfig
 from turbosparse.engine.core import EngineCore
 from turbosparse.engine.pages import PagePool
 from turbosparse.engine.runner import build_runner
 from turbosparse.engine.scheduler import Scheduler
 from turbosparse.models.batch import FfnMode
-from turbosparse.models.config import ModelError
+from turbosparse.models.config import PAGE_SIZES, ModelError
 
 PROMPT = torch.randint(0, 97, (23,), generator=torch.Generator().manual_seed(5)).tolist()
 NAMES = ["turbosparse-mistral", "bamboo", "turbosparse-mixtral"]

@@ -8,8 +8,8 @@ import torch
 from on_gpu import DEVICE, close, gpu_only, random
 from test_gpu_attention import batch_of
 
-from turbosparse.engine.config import PAGE_SIZES
 from turbosparse.models.batch import ForwardBatch, PageBudgets
+from turbosparse.models.config import PAGE_SIZES
 from turbosparse.models.kernels import (
     gpu,
     gpu_attention,

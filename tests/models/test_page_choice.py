@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from turbosparse.engine.config import PAGE_SIZES
 from turbosparse.models.batch import FfnMode, ForwardBatch, PageBudgets
+from turbosparse.models.config import PAGE_SIZES
 from turbosparse.models.kernels import cpu, reference, reference_pages
 
 PAGE = 4

@@ -209,7 +209,7 @@ def test_gates_that_do_not_fit_are_refused(folder, trained, tmp_path):
         (["--rank", "0"], "--rank: 0 is not 1 to 16"),
         (["--window", "300"], "--window: 300 is not 32 to the model's 256"),
         (["--window", "20"], "--window: 20 is not 32"),
-        (["--page-size", "1"], "--page-size: 1 is less than 2"),
+        (["--page-size", "24"], "--page-size=24 is not one of 4, 8, 16"),
         (["--budgets", "8"], "--budgets: 8 is not 16 to the window 64"),
         (["--tokens", "60"], "--data: .* has one window of 64 tokens"),
         (["--holdout", "nowhere.txt"], "--holdout: there is no file"),
