@@ -116,6 +116,20 @@ def test_the_active_fraction_of_experts_is_of_those_that_a_token_chose(tmp_path)
         torch.testing.assert_close(active, picked.float().mean())
 
 
+def test_stacked_experts_are_not_held_twice(tmp_path):
+    """Dense and sparse steps read the same weights: beside them there is 5 % at most."""
+    decoder = read(tmp_path, "turbosparse-mixtral").decoder
+    weights = sum(p.numel() * p.element_size() for p in decoder.parameters())
+    stacked = []
+    for layer in decoder.layers:
+        layer.ffn.stack()
+        parts = layer.ffn.stacked
+        stacked += [parts.fc1, parts.fc2, parts.gate_up, parts.down]
+    storages = [t.untyped_storage() for t in (*decoder.parameters(), *stacked)]
+    held = {storage.data_ptr(): storage.nbytes() for storage in storages}
+    assert sum(held.values()) <= 1.05 * weights
+
+
 @pytest.mark.parametrize("stacked", [False, True], ids=["in turn", "together"])
 def test_experts_honour_each_tokens_threshold(tmp_path, stacked):
     """Tokens of one batch, each as in a batch where all have its threshold."""
