@@ -17,6 +17,7 @@ from ..batch import PageBudgets
 from .gpu_launch import overlap
 from .sizes import power_of_two
 
+MANY = 8192  # pages that eight warps hold in registers
 LOG_PARTS = 5  # of the parts of a range of bits that are counted at once
 BEYOND = tl.constexpr(0x3F810000)  # the bits of 1 and a bit, more than any share
 FORCED = tl.constexpr(0x7F800000)  # of infinity
@@ -179,7 +180,7 @@ def keep(
         PAGES=width,
         SPLITS=sums.shape[3],
         LOG_PARTS=LOG_PARTS,
-        num_warps=8,
+        num_warps=8 if width <= MANY else 32,
         **overlap(device),
     )
     return pages, counts
