@@ -15,6 +15,7 @@ from turbosparse.models.kernels import (
     gpu_attention,
     gpu_chosen,
     gpu_gates,
+    gpu_keep,
     gpu_pages,
     reference,
     reference_pages,
@@ -150,6 +151,38 @@ def test_equal_pages_are_taken_in_order():
     case.summary.fill_(0.5)
     want, got = case.chosen(budgets_of([8]))
     assert got == want == [[[0, 1, 2, 3, 4, 5, 18, 19]]]
+
+
+ESTIMATES = {
+    "all equal": torch.zeros(300),
+    "one has everything, of the others nothing is left": torch.where(
+        torch.arange(300) == 77, 400.0, 0.0
+    ),
+    "few kinds": (torch.arange(300) % 5).float(),
+    "far apart": random(300, seed=1).cpu() * 30,
+    "close together": random(300, seed=2).cpu() * 1e-3,
+    "a step in the midst": torch.where(torch.arange(300) < 40, 3.0, -3.0),
+}
+
+
+@pytest.mark.parametrize("scores", ESTIMATES.values(), ids=ESTIMATES)
+@pytest.mark.parametrize("share", [1.0, 0.597])  # not just where a page ends
+def test_the_choice_among_awkward_estimates(scores, share):
+    """In powers of two, of one head; the page that is being filled comes after them."""
+    own, page_size = len(scores), 16
+    table = torch.randperm(own + 1, generator=torch.Generator().manual_seed(0)).int()
+    padded = torch.full((1, 1, 1, 512), torch.nan)
+    padded[..., :own] = scores
+    peak = scores.max()
+    sums = torch.stack((peak, (scores - peak).exp2().sum())).view(1, 1, 1, 1, 2)
+    places = (torch.tensor([own * page_size]), torch.tensor([0]), table[None])
+    arguments = [x.to(DEVICE) for x in (padded, sums, *places)]
+    for budget in (4, 43, 44, own, own + 1, own + 9):
+        budgets = budgets_of([budget], share)
+        got = lists(*gpu_keep.keep(*arguments, budgets, page_size, None))[0][0]
+        mass = (scores - peak).exp2() / sums[..., 1].item()
+        kept = reference_pages.keep(mass[None], budget, share)[0].nonzero()[:, 0]
+        assert got == [*table[kept].tolist(), table[own].item()]
 
 
 @pytest.mark.parametrize("is_early", [True, False])
