@@ -1,7 +1,7 @@
 # pyright: basic, reportArgumentType=false, reportCallIssue=false
 # pyright: reportMissingImports=false, reportGeneralTypeIssues=false
-"""Triton: rotate queries and keys, store keys and values, and attend over pages, in one kernel:
-where every token is a request's only one, as when decoding."""
+"""Triton: queries and keys rotated, keys and values stored, and attention over pages, all in one
+kernel: for steps in which every token is a request's only one, as when decoding."""
 
 import torch
 import triton
@@ -9,8 +9,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .gpu_join import take, write
-from .gpu_launch import counters, multiprocessors, overlap
+from .gpu_join import LOG2_E, take, write
+from .gpu_launch import counters, overlap, run_at_once
 from .gpu_rotary import rotated, rotated_whole, store_own
 from .gpu_summary import summarize_page
 from .sizes import power_of_two
@@ -18,7 +18,6 @@ from .sizes import power_of_two
 MAX_SPLITS = 32
 TARGET_PROGRAMS = 512
 BLOCK = 64  # positions at a time
-LOG2_E = 1.4426950408889634
 
 
 @triton.jit
@@ -211,7 +210,7 @@ def decode(
     num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
     splits = num_splits_for(num_tokens, num_kv_heads)
     dim = max(16, power_of_two(head_dim))
-    is_early = num_tokens * num_kv_heads * splits <= 2 * multiprocessors(device)
+    is_early = run_at_once(num_tokens * num_kv_heads * splits, device)
     places = num_tokens * num_heads * splits
     partial = torch.empty(places, dim, dtype=torch.float32, device=device)
     sums = torch.empty(places, 2, dtype=torch.float32, device=device)

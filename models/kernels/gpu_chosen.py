@@ -8,8 +8,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .gpu_attention import BLOCK, LOG2_E, num_splits_for
-from .gpu_join import take, write
+from .gpu_attention import BLOCK, num_splits_for
+from .gpu_join import LOG2_E, take, write
 from .gpu_launch import counters, overlap
 from .gpu_rotary import rotated_queries
 from .sizes import power_of_two

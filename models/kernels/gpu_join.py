@@ -5,6 +5,8 @@ programs, joined by the last of them."""
 import triton
 import triton.language as tl
 
+LOG2_E = 1.4426950408889634  # makes powers of e powers of two
+
 
 @triton.jit
 def take(scores, seen, v, best, weight, acc):

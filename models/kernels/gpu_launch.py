@@ -35,6 +35,12 @@ def multiprocessors(device: torch.device) -> int:
     return properties.multi_processor_count
 
 
+def run_at_once(num_programs: int, device: torch.device) -> bool:
+    """Whether so many programs do that have the registers to ask for memory early: two of them
+    share a multiprocessor."""
+    return num_programs <= 2 * multiprocessors(device)
+
+
 @cache
 def counters(device: torch.device) -> Tensor:
     """[MAX_GROUPS] int32, all zero whenever no kernel runs: the last program of a group, who finds

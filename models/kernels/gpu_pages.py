@@ -13,16 +13,15 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..batch import PageBudgets
+from .gpu_attention import num_splits_for
+from .gpu_join import LOG2_E
 from .gpu_keep import keep
-from .gpu_launch import multiprocessors, overlap
+from .gpu_launch import overlap, run_at_once
 from .gpu_rotary import rotated_queries, rotated_whole, store_own
 from .gpu_summary import summarize_page
 from .sizes import power_of_two
 
-LOG2_E = 1.4426950408889634
 LARGE = tl.constexpr(1e30)  # no score is that far from 0
-TARGET_PROGRAMS = 512
-MAX_SPLITS = 32
 BLOCK, STAGES = 64, 2  # pages whose summaries a program reads at a time, and blocks under way
 
 
@@ -212,7 +211,7 @@ def choose(
         SPLITS=splits,
         BLOCK=block,
         STAGES=STAGES,
-        EARLY=num_tokens * num_kv_heads * splits <= 2 * multiprocessors(device),
+        EARLY=run_at_once(num_tokens * num_kv_heads * splits, device),
         LEARNED=learned is not None,
         num_warps=4,
         **overlap(device),
@@ -224,7 +223,6 @@ def choose(
 def _shares(num_tokens: int, num_kv_heads: int, num_pages: int) -> tuple[int, int]:
     """Programs that share one token's pages, and how many they take at a time: of the step's shape
     alone, so that graphs hold."""
-    wanted = max(1, TARGET_PROGRAMS // (num_tokens * num_kv_heads))
-    wanted = min(MAX_SPLITS, power_of_two(wanted + 1) // 2)
+    wanted = num_splits_for(num_tokens, num_kv_heads)
     block = BLOCK if num_pages >= wanted * BLOCK else BLOCK // 2
     return min(wanted, -(-num_pages // block)), block

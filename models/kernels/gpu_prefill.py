@@ -14,9 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .gpu_join import LOG2_E
 from .sizes import power_of_two
-
-LOG2_E = 1.4426950408889634
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from turbosparse.models.kernels import (
     gpu_chosen,
     gpu_gates,
     gpu_keep,
+    gpu_launch,
     gpu_pages,
     reference,
     reference_pages,
@@ -119,6 +120,12 @@ def test_decoding_tokens_choose_and_read_the_same(heads, kv_heads, dim, share, w
     same(case, budgets, window)
 
 
+def test_nothing_is_asked_for_early_where_programs_wait_for_one_another(monkeypatch):
+    monkeypatch.setattr(gpu_launch, "multiprocessors", lambda _: 0)
+    case = Case(DECODES, 2, 1, 16, page_size=8)
+    same(case, budgets_of([4, 0, 6, 5], gated=1.0), None, case.gate)
+
+
 def test_a_gate_has_its_part_in_the_choice():
     case = Case(DECODES, 6, 2, 24, page_size=8)
     budgets = budgets_of([5, 0, 5, 5], gated=1.0)
@@ -188,7 +195,7 @@ def test_the_choice_among_awkward_estimates(scores, share):
 @pytest.mark.parametrize("is_early", [True, False])
 def test_steps_without_budgets_write_summaries_too(monkeypatch, is_early):
     if not is_early:
-        monkeypatch.setattr(gpu_attention, "multiprocessors", lambda _: 0)
+        monkeypatch.setattr(gpu_launch, "multiprocessors", lambda _: 0)
     for lens in (DECODES, MIXED):
         case = Case(lens, 4, 2, 16)
         for got, want in zip(case.run(gpu, None), case.run(reference, None), strict=True):
