@@ -112,3 +112,14 @@ def test_only_experts_that_take_turns_run_without_graphs(tmp_path, name, is_capt
     shapes.describe_named(tmp_path, name)
     runner, _ = build_runner(EngineConfig(model=str(tmp_path), device="cuda", num_pages=50))
     assert (runner.graphs is not None) == is_captured
+
+
+@pytest.mark.gpu
+def test_a_7b_with_its_graphs_takes_little_beside_its_weights(tmp_path):
+    """The sparse path and the dense one read the same weights: no second copy of any."""
+    before = torch.cuda.memory_allocated()
+    shapes.describe_named(tmp_path, "turbosparse-mistral-7b")
+    runner, _ = build_runner(EngineConfig(model=str(tmp_path), device="cuda", num_pages=600))
+    weights = sum(p.numel() * p.element_size() for p in runner.decoder.parameters())
+    kv = sum(cache.k.nbytes + cache.v.nbytes for cache in runner.caches)
+    assert torch.cuda.memory_allocated() - before <= 1.05 * weights + kv
