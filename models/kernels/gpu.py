@@ -35,8 +35,8 @@ from . import (
     reference,
     reference_pages,
 )
+from .gpu_epilogue import Epilogue
 from .gpu_launch import aside
-from .gpu_linear import Epilogue
 from .reference import Choice, Limits
 from .reference_pages import Gate
 from .reference_predict import Scales
@@ -71,7 +71,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def norm_linear(x: Tensor, norm: Tensor, eps: float, weight: Tensor) -> Tensor:
-    if x.shape[0] == 1:
+    if gpu_linear.norms(x, weight):
         return gpu_linear.multiply(x, weight, _rows(x, weight.shape[0]), norm=norm, eps=eps)
     return linear(rms_norm(x, norm, eps), weight)
 
@@ -83,7 +83,7 @@ def head(x: Tensor, norm: Tensor, eps: float, table: Tensor) -> Tensor:
         half = x.dtype is not torch.float32
         return torch.mm(x, table.T, out_dtype=torch.float32) if half else x @ table.T
     out = torch.empty(x.shape[0], table.shape[0], dtype=torch.float32, device=x.device)
-    if x.shape[0] == 1:
+    if gpu_linear.norms(x, table):
         return gpu_linear.multiply(x, table, out, norm=norm, eps=eps)
     return gpu_linear.multiply(rms_norm(x, norm, eps), table, out)
 
@@ -204,7 +204,7 @@ def norm_gated(
     if not _few(x, rows) or activation is not Activation.SILU:
         return gated(rms_norm(x, norm, eps), gate_up, activation, 0.0)
     out = _rows(x, gate_up.shape[0])
-    if x.shape[0] == 1:
+    if gpu_linear.norms(x, rows):
         return gpu_linear.multiply(x, rows, out, Epilogue.GATED, norm=norm, eps=eps)
     return gpu_linear.multiply(rms_norm(x, norm, eps), rows, out, Epilogue.GATED)
 
@@ -245,7 +245,7 @@ def ffn_add(
         values = gpu_gated.activated(projected, mask, activation, threshold)
         return torch.addmm(residual, values, down, alpha=scale)
     mask = choose()
-    if residual.shape[0] == 1 and mask is not None and is_skipping:
+    if residual.shape[0] <= gpu_ffn_one.MAX_TOKENS and mask is not None and is_skipping:
         return gpu_ffn_one.sparse(
             residual, *weights, mask, activation, threshold,
             norm=norm, eps=eps, add=residual, scale=scale,
@@ -338,7 +338,7 @@ def _sparse(
     """Without a mask the gate is one: it is computed first, and names the rows to read."""
     if mask is None:
         mask = gpu_predict.opened(x, gate_up[:, : x.shape[1]], activation, threshold)
-    kernels = gpu_ffn_one if x.shape[0] == 1 else gpu_ffn_few
+    kernels = gpu_ffn_one if x.shape[0] <= gpu_ffn_one.MAX_TOKENS else gpu_ffn_few
     return kernels.sparse(x, gate_up, down, mask, activation, threshold, add=add, scale=scale)
 
 

@@ -112,7 +112,9 @@ def decode_kernel(
     cos = tl.load(cos_ptr + position * half + h, mask=h < half, other=0.0)
     sin = tl.load(sin_ptr + position * half + h, mask=h < half, other=0.0)
     first = tl.maximum(position + 1 - window, 0) // BLOCK
-    share = tl.cdiv(position // BLOCK + 1 - first, SPLITS)
+    num_blocks = position // BLOCK + 1 - first
+    share = tl.cdiv(num_blocks, SPLITS)
+    num_shares = tl.cdiv(num_blocks, share)
     begin = first + split * share
     end = tl.minimum(begin + share, position // BLOCK + 1)
     shape = (kv_head, num_kv_heads, window, position)
@@ -133,6 +135,8 @@ def decode_kernel(
             )
             return
 
+    if split >= num_shares:  # who only waits keeps others from starting early
+        return
     own = (source, k_ptr, v_ptr, cos, sin, slot, kv_head, num_kv_heads)
     has_own = (begin < end) & (end == position // BLOCK + 1)
     if EARLY:
@@ -178,8 +182,8 @@ def decode_kernel(
 
     row = t.to(tl.int64) * num_kv_heads + kv_head
     write(
-        out_ptr, partial_ptr, sums_ptr, counter_ptr, row, split, best, weight, acc,
-        HEADS, GROUP, JOINED, HEAD_DIM, DIM, SPLITS,
+        out_ptr, partial_ptr, sums_ptr, counter_ptr, row, split, num_shares,
+        best, weight, acc, HEADS, GROUP, JOINED, HEAD_DIM, DIM, SPLITS,
     )  # fmt: skip
 
 

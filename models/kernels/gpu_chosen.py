@@ -69,6 +69,9 @@ def chosen_kernel(
     first = tl.maximum(position + 1 - window, 0) // PAGE
     num_pages = position // PAGE + 1 - first
     most = tl.where(budget == 0, num_pages, tl.minimum(budget, num_pages))
+    num_shares = tl.minimum(SPLITS, tl.cdiv(most * PAGE, BLOCK))
+    if split >= num_shares:
+        return
     listed = tl.where(budget == 0, table + first, pages_ptr + row * pages_width)
     if PDL:
         gdc_wait()
@@ -96,8 +99,8 @@ def chosen_kernel(
         best, weight, acc = take(scores, seen, v, best, weight, acc)
 
     write(
-        out_ptr, partial_ptr, sums_ptr, counter_ptr, row, split, best, weight, acc,
-        HEADS, GROUP, JOINED, HEAD_DIM, DIM, SPLITS,
+        out_ptr, partial_ptr, sums_ptr, counter_ptr, row, split, num_shares,
+        best, weight, acc, HEADS, GROUP, JOINED, HEAD_DIM, DIM, SPLITS,
     )  # fmt: skip
 
 

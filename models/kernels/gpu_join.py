@@ -30,6 +30,7 @@ def write(
     counter_ptr,
     row,
     split,
+    num_shares,
     best,
     weight,
     acc,
@@ -43,7 +44,8 @@ def write(
     """Write what one token's queries of one K/V head have found, if nobody shares its positions;
     else leave it to the last program of the head, which joins the shares in one order.
 
-    row: token * K + head; best, weight [GROUP] and acc [GROUP, DIM] are a running softmax's.
+    row: token * K + head, of which there are `num_shares`, up to SPLITS; best, weight [GROUP] and
+    acc [GROUP, DIM] are a running softmax's.
     """
     g, d = tl.arange(0, GROUP), tl.arange(0, DIM)
     kind = out_ptr.dtype.element_ty
@@ -59,16 +61,19 @@ def write(
         tl.store(sums_ptr + 2 * place + 1, weight, mask=g < HEADS)
         tl.debug_barrier()
         counter = counter_ptr + row
-        if tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == SPLITS - 1:
+        if tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == num_shares - 1:
             tl.store(counter, 0)
             i = tl.arange(0, JOINED)
             head = row * HEADS + tl.minimum(i, HEADS - 1)
-            shares = head[:, None] * SPLITS + tl.arange(0, SPLITS)[None, :]
-            bests = tl.load(sums_ptr + 2 * shares, cache_modifier=".cg")
-            weights = tl.load(sums_ptr + 2 * shares + 1, cache_modifier=".cg")
+            share = tl.arange(0, SPLITS)[None, :]
+            there, shares = share < num_shares, head[:, None] * SPLITS + share
+            bests, weights = sums_ptr + 2 * shares, sums_ptr + 2 * shares + 1
+            bests = tl.load(bests, mask=there, other=float("-inf"), cache_modifier=".cg")
+            weights = tl.load(weights, mask=there, other=0.0, cache_modifier=".cg")
             factors = tl.exp2(bests - tl.max(bests, 1)[:, None])
             parts = partial_ptr + shares[:, :, None] * DIM + d[None, None, :]
-            joined = tl.sum(tl.load(parts, cache_modifier=".cg") * factors[:, :, None], 1)
+            parts = tl.load(parts, mask=there[:, :, None], other=0.0, cache_modifier=".cg")
+            joined = tl.sum(parts * factors[:, :, None], 1)
             joined = (joined / tl.sum(weights * factors, 1)[:, None]).to(kind)
             whole_head = (i < HEADS)[:, None] & (d < HEAD_DIM)[None, :]
             tl.store(out_ptr + head[:, None] * HEAD_DIM + d[None, :], joined, mask=whole_head)

@@ -35,6 +35,15 @@ def multiprocessors(device: torch.device) -> int:
     return properties.multi_processor_count
 
 
+@cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes of a multiprocessor that programs may take, but for what the system keeps of each."""
+    if device.type != "cuda":
+        return 227 << 10
+    properties = cast("Any", torch.cuda.get_device_properties(device))
+    return properties.shared_memory_per_block_optin
+
+
 def run_at_once(num_programs: int, device: torch.device) -> bool:
     """Whether so many programs do that have the registers to ask for memory early: two of them
     share a multiprocessor."""

@@ -2,12 +2,10 @@
 # pyright: reportMissingImports=false, reportGeneralTypeIssues=false
 """Triton: `x @ weight.T` for few tokens, where reading the weights is all that takes time.
 
-One token: every program asks for its rows at once, before it even waits for `x`. A few: tiles on
-tensor cores with the weights on the left, so that 64 rows meet 16 tokens and not 16 of 64 lanes are
-idle. Sums run in one order: no float is added atomically.
+Past one token or two the weights stream. A few more: tiles on tensor cores with the weights on the
+left, so that 64 rows meet 16 tokens and not 16 of 64 lanes are idle. Sums run in one order: no
+float is added atomically.
 """
-
-from enum import IntEnum
 
 import torch
 import triton
@@ -16,130 +14,14 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..batch import Routing
+from . import gpu_linear_one
+from .gpu_epilogue import Epilogue, finish
 from .gpu_launch import counters, multiprocessors, overlap
 from .sizes import ceil_div, power_of_two, power_of_two_in
 
 MAX_TOKENS = 64
 ROWS = 64  # of a tile: what one warp group multiplies at once
 PER_PROCESSOR, MAX_SPLITS = 2, 8  # programs that a multiprocessor holds; of the columns
-ELEMENTS = 16384  # of the weights that a program of one token holds
-WHOLE = 1024  # elements that four warps load 16 bytes a thread of
-
-
-class Epilogue(IntEnum):
-    """What becomes of the sums."""
-
-    NONE = 0
-    RELU = 1
-    MASK = 2  # whether one exceeds the threshold
-    GATED = 3  # SwiGLU of pairs of rows, a gate's before an up's
-
-
-@triton.jit
-def _finish(y, threshold, EPILOGUE: tl.constexpr, KIND: tl.constexpr):
-    """Sums [rows] or [rows, T] -> what is stored, of half as many rows where they are pairs."""
-    if EPILOGUE == 1:
-        y = tl.maximum(y, 0.0)
-    if EPILOGUE == 2:
-        y = y > threshold
-    if EPILOGUE == 3:
-        if len(y.shape) == 1:
-            gate, up = tl.split(tl.reshape(y, (y.shape[0] // 2, 2)))
-        else:
-            pairs = tl.reshape(y, (y.shape[0] // 2, 2, y.shape[1]))
-            gate, up = tl.split(tl.permute(pairs, (0, 2, 1)))
-        y = gate * tl.sigmoid(gate) * up
-    return y.to(KIND)
-
-
-@triton.jit
-def one_kernel(
-    x_ptr,
-    norm_ptr,
-    weight_ptr,
-    row_scale_ptr,
-    add_ptr,
-    out_ptr,
-    chosen_ptr,
-    threshold,
-    eps,
-    scale,
-    num_rows,
-    expert_rows,
-    WIDTH: tl.constexpr,
-    STRIDE: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    EPILOGUE: tl.constexpr,
-    NORM: tl.constexpr,
-    SCALED: tl.constexpr,
-    ADD: tl.constexpr,
-    PER_EXPERT: tl.constexpr,
-    ROUTED: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """One token, [WIDTH] x [rows, WIDTH], row r at r * STRIDE.
-
-    NORM: x is normed first. SCALED: each row of the weight has a scale. ADD: the result is scaled
-    and added to another row.
-    ROUTED: `expert_rows` rows belong to an expert, and only the chosen ones' are multiplied.
-    PER_EXPERT: each expert has an x of its own.
-    """
-    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    k = tl.arange(0, BLOCK_K)
-    steps: tl.constexpr = (WIDTH + BLOCK_K - 1) // BLOCK_K
-    expert = 0
-    if PDL:
-        gdc_launch_dependents()
-    if ROUTED:
-        place = tl.program_id(0) * BLOCK_N // expert_rows
-        if PDL:
-            gdc_wait()
-        expert = tl.load(chosen_ptr + place).to(tl.int32)
-        rows += (expert - place) * expert_rows
-    row = weight_ptr + tl.minimum(rows, num_rows - 1).to(tl.int64)[:, None] * STRIDE
-    weights = ()
-    for step in tl.static_range(steps):
-        at = step * BLOCK_K + k
-        if WIDTH % BLOCK_K == 0:
-            weights = weights + (tl.load(row + at[None, :]),)  # noqa: RUF005
-        else:
-            tile = tl.load(row + at[None, :], mask=(at < WIDTH)[None, :], other=0.0)
-            weights = weights + (tile,)  # noqa: RUF005
-    if SCALED:
-        row_scale = tl.load(row_scale_ptr + tl.minimum(rows, num_rows - 1))
-    if PDL and not ROUTED:
-        gdc_wait()
-    if PER_EXPERT:
-        x_ptr += expert * WIDTH
-    factor = 1.0
-    if NORM:
-        square = 0.0
-        for step in tl.static_range(steps):
-            at = step * BLOCK_K + k
-            x = tl.load(x_ptr + at, mask=at < WIDTH, other=0.0).to(tl.float32)
-            square += tl.sum(x * x, 0)
-        factor = tl.rsqrt(square / WIDTH + eps)
-    kind = x_ptr.dtype.element_ty
-    acc = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-    for step in tl.static_range(steps):
-        at = step * BLOCK_K + k
-        x = tl.load(x_ptr + at, mask=at < WIDTH, other=0.0).to(tl.float32)
-        if NORM:
-            norm = tl.load(norm_ptr + at, mask=at < WIDTH, other=0.0).to(tl.float32)
-            x = ((x * factor).to(kind).to(tl.float32) * norm).to(kind).to(tl.float32)
-        acc += weights[step].to(tl.float32) * x[None, :]
-    y = tl.sum(acc, 1)
-    if SCALED:
-        y = y * row_scale
-    if ADD:
-        y = y * scale + tl.load(add_ptr + rows, mask=rows < num_rows, other=0.0).to(tl.float32)
-    y = _finish(y, threshold, EPILOGUE, out_ptr.dtype.element_ty)
-    if EPILOGUE == 3:
-        rows = tl.program_id(0) * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
-        tl.store(out_ptr + rows, y, mask=rows < num_rows // 2)
-    else:
-        tl.store(out_ptr + rows, y, mask=rows < num_rows)
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -223,7 +105,7 @@ def few_kernel(
             acc = acc * tl.load(row_scale_ptr + rows, mask=wanted, other=0.0)[:, None]
         if ADD:
             acc = acc * scale + tl.load(add_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        y = _finish(acc, threshold, EPILOGUE, out_ptr.dtype.element_ty)
+        y = finish(acc, threshold, EPILOGUE, out_ptr.dtype.element_ty)
         if EPILOGUE == 2:
             y = tl.where(routed[None, :], y, 0)
         if EPILOGUE == 3:
@@ -239,6 +121,11 @@ def fits(x: Tensor, weight: Tensor) -> bool:
     """Whether these kernels multiply such shapes; the rest is cuBLAS's."""
     num_tokens, width = x.shape[0], weight.shape[-1]
     return num_tokens == 1 or (num_tokens <= MAX_TOKENS and power_of_two_in(width) >= 16)
+
+
+def norms(x: Tensor, weight: Tensor) -> bool:
+    """Whether such a product norms x itself."""
+    return gpu_linear_one.fits(x.shape[0], weight.shape[1])
 
 
 def multiply(
@@ -259,76 +146,23 @@ def multiply(
     """out [T, rows] = epilogue(add + scale * (x [T, WIDTH] @ weight.T)), for shapes that `fits`.
 
     weight [rows, WIDTH], of any row stride and of x's type, or float8 with a row_scale [rows]
-    float32 that the sums are multiplied by. x is normed by norm [WIDTH] and eps first: for one
-    token here, for more before the call. With routing, the rows are E experts' one after the other,
-    [E, rows / E, WIDTH]: those whom no token was sent to are left as they are, and a mask is false
-    for a token that was sent elsewhere. With `per_expert` x is [T, E * WIDTH], a
-    part for each.
+    float32 that the sums are multiplied by. x is normed by norm [WIDTH] and eps first where it
+    `norms`, and before the call elsewhere. With routing, the rows are E experts' one after the
+    other, [E, rows / E, WIDTH]: those whom no token was sent to are left as they are, and a mask is
+    false for a token that was sent elsewhere. With `per_expert` x is [T, E * WIDTH], a part for
+    each.
     """
-    num_rows, num_experts = weight.shape[0], 1 if routing is None else routing.weights.shape[1]
     assert weight.stride(1) == 1, weight.stride()
     assert x.is_contiguous(), x.stride()
-    assert norm is None or x.shape[0] == 1, x.shape
-    shared = {
-        "WIDTH": weight.shape[1],
-        "STRIDE": weight.stride(0),
-        "EPILOGUE": int(epilogue),
-        "SCALED": row_scale is not None,
-        "ADD": add is not None,
-        "PER_EXPERT": per_expert,
-        "ROUTED": routing is not None,
-        **overlap(x.device),
-    }
-    expert_rows = num_rows // num_experts
-    if x.shape[0] > 1 or (norm is None and _long(x, weight, routing)):
-        rest = (out, routing, threshold, scale, expert_rows, shared)
-        return _few(x, weight, row_scale, add, *rest)
-    width = weight.shape[1]
-    columns = power_of_two_in(width)
-    columns = min(4096, columns) if columns >= 64 else power_of_two(width)
-    rows = min(8, max(1, power_of_two(ELEMENTS // width + 1) // 2))
-    rows = max(rows, WHOLE // columns)
-    if epilogue is Epilogue.GATED or expert_rows % rows:
-        rows = 2 if expert_rows % 2 == 0 else 1
-    if epilogue is Epilogue.GATED and width <= 4096:
-        rows = 4
-    num_chosen = 1 if routing is None else routing.chosen.shape[1]
-    one_kernel[(num_chosen * ceil_div(expert_rows, rows),)](
-        x,
-        norm,
-        weight,
-        row_scale,
-        add,
-        out,
-        None if routing is None else routing.chosen,
-        threshold,
-        eps,
-        scale,
-        num_rows,
-        expert_rows,
-        BLOCK_N=rows,
-        BLOCK_K=columns,
-        NORM=norm is not None,
-        num_warps=8 if columns >= 1024 else 4,
-        **shared,
-    )
-    return out
-
-
-def _few(
-    x: Tensor,
-    weight: Tensor,
-    row_scale: Tensor | None,
-    add: Tensor | None,
-    out: Tensor,
-    routing: Routing | None,
-    threshold: float,
-    scale: float,
-    expert_rows: int,
-    shared: dict[str, int | bool],
-) -> Tensor:
+    assert norm is None or norms(x, weight), x.shape
+    if norm is not None or _streams(x, weight, routing, add):
+        return gpu_linear_one.multiply(
+            x, weight, out, epilogue, threshold, norm, eps, add, scale, routing, per_expert,
+            row_scale,
+        )  # fmt: skip
     num_tokens, (num_rows, width), device = x.shape[0], weight.shape, x.device
-    columns = min(128, power_of_two_in(width))
+    num_experts = 1 if routing is None else routing.weights.shape[1]
+    expert_rows, columns = num_rows // num_experts, min(128, power_of_two_in(width))
     if routing is None:
         block, (rows, splits) = ROWS, _shares(num_rows, width // columns, device)
     else:
@@ -353,23 +187,36 @@ def _few(
         num_rows,
         x.shape[1],
         expert_rows,
+        WIDTH=width,
+        STRIDE=weight.stride(0),
         SPLITS=splits,
-        EXPERTS=1 if routing is None else routing.weights.shape[1],
+        EXPERTS=num_experts,
         TOKENS=tokens,
         ROWS=rows,
         BLOCK_N=block,
         BLOCK_K=columns if half else min(32, columns),
         STAGES=(6 if small else 4) if half else 2,
+        EPILOGUE=int(epilogue),
+        SCALED=row_scale is not None,
+        ADD=add is not None,
+        PER_EXPERT=per_expert,
+        ROUTED=routing is not None,
         num_warps=4,
-        **shared,
+        **overlap(device),
     )
     return out
 
 
-def _long(x: Tensor, weight: Tensor, routing: Routing | None) -> bool:
-    """Whether even one token is multiplied faster on tiles: many short rows, as of a predictor."""
-    (num_rows, width), half = weight.shape, x.element_size() == weight.element_size() == 2
-    return half and routing is None and num_rows >= 8 * width and power_of_two_in(width) >= 128
+def _streams(x: Tensor, weight: Tensor, routing: Routing | None, add: Tensor | None) -> bool:
+    """Whether so few tokens are multiplied faster while weights stream than on tiles. Many short
+    rows, as of a predictor, are not, and of two tokens not what is added to something."""
+    (num_tokens, width), num_rows = x.shape, weight.shape[0]
+    half = x.element_size() == weight.element_size() == 2
+    if half and routing is None and num_rows >= 8 * width and power_of_two_in(width) >= 128:
+        return False
+    if num_tokens == 1:
+        return True
+    return routing is None and add is None and norms(x, weight)
 
 
 def _shares(num_rows: int, num_blocks: int, device: torch.device) -> tuple[int, int]:

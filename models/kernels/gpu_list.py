@@ -12,6 +12,8 @@ from ..batch import Routing
 from .gpu_launch import overlap
 from .sizes import ceil_div, power_of_two
 
+# of an entry: the first token's bit where it says whose the neuron is, and what is below it
+FIRST, NEURON = tl.constexpr(24), tl.constexpr((1 << 24) - 1)
 BLOCK, SHORT = 1024, 512  # neurons that one program lists, and of one of several experts
 
 
@@ -26,10 +28,12 @@ def list_kernel(
     ALL: tl.constexpr,
     BLOCK: tl.constexpr,
     ROUTED: tl.constexpr,
+    WHOSE: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """The neurons that any token keeps, and how many they are: in order, but experts as they were
-    chosen. A program lists one block of one expert, and counts what comes before it."""
+    chosen. A program lists one block of one expert, and counts what comes before it. WHOSE: a bit
+    for each token from FIRST on says whether it keeps the neuron."""
     block, expert = tl.program_id(0), 0
     a = tl.arange(0, ALL)
     n = block * BLOCK + tl.arange(0, BLOCK)
@@ -45,15 +49,18 @@ def list_kernel(
         expert = tl.load(chosen_ptr + tl.program_id(1)).to(tl.int32)
     mask_ptr += expert * num_neurons
     there = tl.load(mask_ptr + a, mask=a < block * BLOCK, other=0)
-    kept = tl.load(mask_ptr + n, mask=n < num_neurons, other=0)
+    whose = tl.load(mask_ptr + n, mask=n < num_neurons, other=0).to(tl.int32)
     for t in tl.static_range(1, TOKENS):
         row = mask_ptr + t * num_neurons
         there |= tl.load(row + a, mask=a < block * BLOCK, other=0)
-        kept |= tl.load(row + n, mask=n < num_neurons, other=0)
+        whose |= tl.load(row + n, mask=n < num_neurons, other=0).to(tl.int32) << t
     before += tl.sum(there.to(tl.int32), 0)
-    kept = kept.to(tl.int32)
+    kept = (whose != 0).to(tl.int32)
     place = before + tl.cumsum(kept, 0) - kept
-    tl.store(list_ptr + place, expert * num_neurons + n, mask=kept != 0)
+    neurons = expert * num_neurons + n
+    if WHOSE:
+        neurons |= whose << FIRST
+    tl.store(list_ptr + place, neurons, mask=kept != 0)
     if (block == tl.num_programs(0) - 1) & (tl.program_id(1) == tl.num_programs(1) - 1):
         tl.store(total_ptr, before + tl.sum(kept, 0))
 
@@ -115,9 +122,12 @@ def place_kernel(
         tl.store(kept_ptr, before + tl.sum(kept, 0))
 
 
-def listed(mask: Tensor, routing: Routing | None = None) -> tuple[Tensor, Tensor]:
+def listed(
+    mask: Tensor, routing: Routing | None = None, *, whose: bool = False
+) -> tuple[Tensor, Tensor]:
     """The neurons that any token keeps, int32 in order, and their number; mask [T, N] bool. With
-    routing: of one token, expert by expert as it was sent; other experts' masks are not read."""
+    routing: of one token, expert by expert as it was sent; other experts' masks are not read. With
+    `whose`, and T up to 7, an entry says in its upper bits which tokens keep the neuron."""
     (num_tokens, total), device = mask.shape, mask.device
     num_experts, num_chosen = 1, 1
     if routing is not None:
@@ -135,6 +145,7 @@ def listed(mask: Tensor, routing: Routing | None = None) -> tuple[Tensor, Tensor
         ALL=power_of_two(num_neurons),
         BLOCK=BLOCK,
         ROUTED=routing is not None,
+        WHOSE=whose,
         **overlap(device),
     )
     return kept, count

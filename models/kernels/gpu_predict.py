@@ -14,7 +14,7 @@ from torch import Tensor
 from ..batch import Routing
 from ..config import Activation
 from . import gpu_linear, reference_predict
-from .gpu_linear import Epilogue
+from .gpu_epilogue import Epilogue
 from .reference_predict import Scales
 
 

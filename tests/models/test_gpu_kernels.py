@@ -12,6 +12,7 @@ from turbosparse.models.kernels import (
     gpu,
     gpu_experts,
     gpu_ffn_few,
+    gpu_linear_one,
     gpu_norm,
     ops,
     reference,
@@ -36,7 +37,7 @@ def check_ffn(num_tokens, hidden, neurons, activation, mode, density, dtype=torc
 
 @pytest.mark.parametrize("mode", FfnMode)
 @pytest.mark.parametrize(
-    ("num_tokens", "hidden", "neurons"), [(1, 19, 99), (3, 40, 131), (7, 64, 99)]
+    ("num_tokens", "hidden", "neurons"), [(1, 19, 99), (2, 19, 99), (3, 40, 131), (7, 64, 99)]
 )
 def test_ffn(num_tokens, hidden, neurons, mode):
     for activation in SPARSE:
@@ -59,7 +60,7 @@ def test_ffn_of_no_neuron_and_of_all(density):
     check_ffn(2, 32, 99, Activation.DRELU, FfnMode.TOKEN, density)
 
 
-@pytest.mark.parametrize("num_tokens", [1, 3, 6, 70])
+@pytest.mark.parametrize("num_tokens", [1, 2, 3, 6, 70])
 def test_predict(num_tokens):
     residual, fc1, fc2 = random(num_tokens, 99), random(19, 99, seed=1), random(131, 19, seed=2)
     want = reference.predict(residual, fc1, fc2, 0.3)
@@ -104,10 +105,16 @@ def check_products(num_tokens, width, rows, dtype=torch.float32):
         close(gpu.norm_gated(x, norm, 1e-5, pairs, activation), want)
 
 
-@pytest.mark.parametrize("num_tokens", [1, 3, 20])
-@pytest.mark.parametrize(("width", "rows"), [(99, 19), (192, 70)])
+@pytest.mark.parametrize("num_tokens", [1, 2, 3, 20])
+@pytest.mark.parametrize(("width", "rows"), [(99, 19), (192, 70), (4100, 6)])
 def test_products(num_tokens, width, rows):
     check_products(num_tokens, width, rows)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2])
+def test_products_whose_rows_come_in_many_tiles(num_tokens, monkeypatch):
+    monkeypatch.setattr(gpu_linear_one, "multiprocessors", lambda device: 1)
+    check_products(num_tokens, 192, 70)
 
 
 def check_ffn_add(num_tokens, hidden, neurons, mode, masked, dtype=torch.float32):
@@ -143,7 +150,7 @@ def test_what_is_kept_is_found_aside_within_a_graph():
 
 
 @pytest.mark.parametrize("masked", [True, False])
-@pytest.mark.parametrize("num_tokens", [1, 3, 70])
+@pytest.mark.parametrize("num_tokens", [1, 2, 3, 70])
 @pytest.mark.parametrize("mode", [FfnMode.UNION, FfnMode.DENSE])
 def test_the_ffn_between_norm_and_residual(num_tokens, mode, masked):
     check_ffn_add(num_tokens, 48, 99, mode, masked)
@@ -227,7 +234,7 @@ def test_ffn_at_7b(num_tokens, mode):
 
 
 @gpu_only
-@pytest.mark.parametrize("num_tokens", [1, 3, 16, 17, 64, 300])
+@pytest.mark.parametrize("num_tokens", [1, 2, 3, 16, 17, 64, 300])
 @pytest.mark.parametrize("rank", [1260, 1280])
 def test_predict_at_7b(num_tokens, rank):
     dtype = torch.bfloat16
@@ -242,7 +249,7 @@ def test_predict_at_7b(num_tokens, rank):
 
 
 @gpu_only
-@pytest.mark.parametrize("num_tokens", [1, 3, 16, 17, 64, 300])
+@pytest.mark.parametrize("num_tokens", [1, 2, 3, 16, 17, 64, 300])
 @pytest.mark.parametrize("rank", [1260, 1280])
 @pytest.mark.parametrize("threshold", [0.0, 0.3])
 def test_predict_in_8_bits_at_7b(num_tokens, rank, threshold):
@@ -259,7 +266,9 @@ def test_predict_in_8_bits_at_7b(num_tokens, rank, threshold):
 
 @gpu_only
 @pytest.mark.parametrize("num_tokens", [1, 2, 16, 17])
-@pytest.mark.parametrize(("width", "rows"), [(4096, 6144), (14336, 4096), (1280, 14336)])
+@pytest.mark.parametrize(
+    ("width", "rows"), [(4096, 6144), (14336, 4096), (11008, 4096), (1280, 14336)]
+)
 def test_products_at_7b(num_tokens, width, rows):
     check_products(num_tokens, width, rows, torch.bfloat16)
 
