@@ -71,9 +71,9 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def norm_linear(x: Tensor, norm: Tensor, eps: float, weight: Tensor) -> Tensor:
-    if gpu_linear.norms(x, weight):
+    if _few(x, weight):
         return gpu_linear.multiply(x, weight, _rows(x, weight.shape[0]), norm=norm, eps=eps)
-    return linear(rms_norm(x, norm, eps), weight)
+    return F.linear(rms_norm(x, norm, eps), weight)
 
 
 def head(x: Tensor, norm: Tensor, eps: float, table: Tensor) -> Tensor:
@@ -83,9 +83,7 @@ def head(x: Tensor, norm: Tensor, eps: float, table: Tensor) -> Tensor:
         half = x.dtype is not torch.float32
         return torch.mm(x, table.T, out_dtype=torch.float32) if half else x @ table.T
     out = torch.empty(x.shape[0], table.shape[0], dtype=torch.float32, device=x.device)
-    if gpu_linear.norms(x, table):
-        return gpu_linear.multiply(x, table, out, norm=norm, eps=eps)
-    return gpu_linear.multiply(rms_norm(x, norm, eps), table, out)
+    return gpu_linear.multiply(x, table, out, norm=norm, eps=eps)
 
 
 def linear_add(x: Tensor, weight: Tensor, residual: Tensor, scale: float) -> Tensor:
@@ -204,9 +202,7 @@ def norm_gated(
     if not _few(x, rows) or activation is not Activation.SILU:
         return gated(rms_norm(x, norm, eps), gate_up, activation, 0.0)
     out = _rows(x, gate_up.shape[0])
-    if gpu_linear.norms(x, rows):
-        return gpu_linear.multiply(x, rows, out, Epilogue.GATED, norm=norm, eps=eps)
-    return gpu_linear.multiply(rms_norm(x, norm, eps), rows, out, Epilogue.GATED)
+    return gpu_linear.multiply(x, rows, out, Epilogue.GATED, norm=norm, eps=eps)
 
 
 def ffn(

@@ -21,6 +21,7 @@ from ..config import Activation
 from .gpu_gated import activate
 from .gpu_launch import multiprocessors, overlap
 from .gpu_list import FIRST, NEURON, listed
+from .gpu_norm import rounded
 from .sizes import ceil_div, power_of_two
 
 MAX_TOKENS = 2
@@ -72,8 +73,7 @@ def one_kernel(
         normed = ()
         for t in tl.static_range(TOKENS):
             factor = tl.rsqrt(tl.sum(xs[t] * xs[t], 0) / HIDDEN + eps)
-            x = ((xs[t] * factor).to(kind).to(tl.float32) * norm).to(kind).to(tl.float32)
-            normed = normed + (x,)
+            normed = normed + (rounded(xs[t], factor, norm, kind).to(tl.float32),)
         xs = normed
     blocks = tl.cdiv(total, BLOCK_N)
     for block in tl.range(tl.program_id(0), blocks, tl.num_programs(0), num_stages=STAGES):

@@ -17,6 +17,7 @@ from ..batch import Routing
 from . import gpu_linear_one
 from .gpu_epilogue import Epilogue, finish
 from .gpu_launch import counters, multiprocessors, overlap
+from .gpu_norm import rms_norm
 from .sizes import ceil_div, power_of_two, power_of_two_in
 
 MAX_TOKENS = 64
@@ -123,11 +124,6 @@ def fits(x: Tensor, weight: Tensor) -> bool:
     return num_tokens == 1 or (num_tokens <= MAX_TOKENS and power_of_two_in(width) >= 16)
 
 
-def norms(x: Tensor, weight: Tensor) -> bool:
-    """Whether such a product norms x itself."""
-    return gpu_linear_one.fits(x.shape[0], weight.shape[1])
-
-
 def multiply(
     x: Tensor,
     weight: Tensor,
@@ -146,15 +142,15 @@ def multiply(
     """out [T, rows] = epilogue(add + scale * (x [T, WIDTH] @ weight.T)), for shapes that `fits`.
 
     weight [rows, WIDTH], of any row stride and of x's type, or float8 with a row_scale [rows]
-    float32 that the sums are multiplied by. x is normed by norm [WIDTH] and eps first where it
-    `norms`, and before the call elsewhere. With routing, the rows are E experts' one after the
-    other, [E, rows / E, WIDTH]: those whom no token was sent to are left as they are, and a mask is
-    false for a token that was sent elsewhere. With `per_expert` x is [T, E * WIDTH], a part for
-    each.
+    float32 that the sums are multiplied by. x is normed by norm [WIDTH] and eps first, where they
+    are given. With routing, the rows are E experts' one after the other, [E, rows / E, WIDTH]:
+    those whom no token was sent to are left as they are, and a mask is false for a token that was
+    sent elsewhere. With `per_expert` x is [T, E * WIDTH], a part for each.
     """
     assert weight.stride(1) == 1, weight.stride()
     assert x.is_contiguous(), x.stride()
-    assert norm is None or norms(x, weight), x.shape
+    if norm is not None and not gpu_linear_one.fits(*x.shape):
+        x, norm = rms_norm(x, norm, eps), None
     if norm is not None or _streams(x, weight, routing, add):
         return gpu_linear_one.multiply(
             x, weight, out, epilogue, threshold, norm, eps, add, scale, routing, per_expert,
@@ -216,7 +212,7 @@ def _streams(x: Tensor, weight: Tensor, routing: Routing | None, add: Tensor | N
         return False
     if num_tokens == 1:
         return True
-    return routing is None and add is None and norms(x, weight)
+    return routing is None and add is None and gpu_linear_one.fits(*x.shape)
 
 
 def _shares(num_rows: int, num_blocks: int, device: torch.device) -> tuple[int, int]:

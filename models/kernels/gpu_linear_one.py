@@ -17,6 +17,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from ..batch import Routing
 from .gpu_epilogue import Epilogue, finish
 from .gpu_launch import multiprocessors, overlap, shared_memory
+from .gpu_norm import rounded
 from .sizes import ceil_div, power_of_two, power_of_two_in
 
 MAX_TOKENS = 2
@@ -110,15 +111,14 @@ def stream_kernel(
                 y, out = ys[t], t * num_rows + rows
                 if SCALED:
                     y = y * tl.load(row_scale_ptr + rows, mask=there, other=0.0)
-                stored = there
                 if ADD:
-                    y = y * scale + tl.load(add_ptr + out, mask=stored, other=0.0).to(tl.float32)
+                    y = y * scale + tl.load(add_ptr + out, mask=there, other=0.0).to(tl.float32)
                 y = finish(y, threshold, EPILOGUE, out_ptr.dtype.element_ty)
                 if EPILOGUE == 3:
                     pairs = start // 2 + tl.arange(0, BLOCK_N // 2)
-                    out = t * (num_rows // 2) + pairs
-                    stored = pairs < end // 2
-                tl.store(out_ptr + out, y, mask=stored)
+                    tl.store(out_ptr + t * (num_rows // 2) + pairs, y, mask=pairs < end // 2)
+                else:
+                    tl.store(out_ptr + out, y, mask=there)
 
 
 @triton.jit
@@ -134,8 +134,7 @@ def _tokens(
     WAIT: tl.constexpr,
     KIND: tl.constexpr,
 ):
-    """All chunks of the first token, then of the second: normed, and rounded where the reference
-    rounds."""
+    """All chunks of the first token, then of the second, normed."""
     k = tl.arange(0, BLOCK_K)
     norms = ()
     if NORM:
@@ -159,8 +158,8 @@ def _tokens(
                 square += xs[t * CHUNKS + chunk] * xs[t * CHUNKS + chunk]
             factor = tl.rsqrt(tl.sum(square, 0) / WIDTH + eps)
             for chunk in tl.static_range(CHUNKS):
-                x = (xs[t * CHUNKS + chunk] * factor).to(KIND).to(tl.float32) * norms[chunk]
-                normed = normed + (x.to(KIND).to(tl.float32),)
+                x = rounded(xs[t * CHUNKS + chunk], factor, norms[chunk], KIND)
+                normed = normed + (x.to(tl.float32),)
         xs = normed
     return xs
 

@@ -15,8 +15,14 @@ ROUTER = 32768  # elements that one program holds
 
 
 @triton.jit
+def rounded(x, factor, weight, KIND: tl.constexpr):
+    """x * factor * weight, in fp32 but for where the reference rounds to what is stored."""
+    return ((x * factor).to(KIND).to(tl.float32) * weight).to(KIND)
+
+
+@triton.jit
 def norm_kernel(x_ptr, weight_ptr, normed_ptr, eps, hidden, BLOCK: tl.constexpr, PDL: tl.constexpr):
-    """One token; rounds to the storage type where the reference does."""
+    """One token."""
     k = tl.arange(0, BLOCK)
     kind = normed_ptr.dtype.element_ty
     if PDL:
@@ -27,8 +33,7 @@ def norm_kernel(x_ptr, weight_ptr, normed_ptr, eps, hidden, BLOCK: tl.constexpr,
     at = tl.program_id(0).to(tl.int64) * hidden + k
     x = tl.load(x_ptr + at, mask=k < hidden, other=0.0).to(tl.float32)
     factor = tl.rsqrt(tl.sum(x * x, 0) / hidden + eps)
-    normed = (x * factor).to(kind).to(tl.float32) * weight
-    tl.store(normed_ptr + at, normed.to(kind), mask=k < hidden)
+    tl.store(normed_ptr + at, rounded(x, factor, weight, kind), mask=k < hidden)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -95,7 +100,7 @@ def route_kernel(
         x = tl.load(x_ptr + t * HIDDEN + at, mask=at < HIDDEN, other=0.0).to(tl.float32)
         if NORM:
             norm = tl.load(norm_ptr + at, mask=at < HIDDEN, other=0.0).to(tl.float32)
-            normed = ((x * factor).to(kind).to(tl.float32) * norm).to(kind)
+            normed = rounded(x, factor, norm, kind)
             tl.store(normed_ptr + t * HIDDEN + at, normed, mask=at < HIDDEN)
             x = normed.to(tl.float32)
         if WHOLE:

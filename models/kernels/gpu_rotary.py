@@ -13,6 +13,15 @@ from .sizes import power_of_two
 
 
 @triton.jit
+def rotated(at, half, inside, cos, sin):
+    """Both halves of heads, rotated in fp32, in the type they are stored in."""
+    kind = at.dtype.element_ty
+    a = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(at + half, mask=inside, other=0.0).to(tl.float32)
+    return (a * cos - b * sin).to(kind), (b * cos + a * sin).to(kind)
+
+
+@triton.jit
 def rotate_kernel(
     qkv_ptr,
     cos_ptr,
@@ -38,16 +47,15 @@ def rotate_kernel(
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
-    a = tl.load(source, mask=inside, other=0.0)
-    b = tl.load(source + half, mask=inside, other=0.0)
     slot = tl.load(slots_ptr + t)
-    kind = q_ptr.dtype.element_ty
     if head < num_heads + num_kv_heads:
         position = tl.load(positions_ptr + t)
         cos = tl.load(cos_ptr + position * half + at, mask=inside, other=0.0)
         sin = tl.load(sin_ptr + position * half + at, mask=inside, other=0.0)
-        a32, b32 = a.to(tl.float32), b.to(tl.float32)
-        a, b = (a32 * cos - b32 * sin).to(kind), (b32 * cos + a32 * sin).to(kind)
+        a, b = rotated(source, half, inside, cos, sin)
+    else:
+        a = tl.load(source, mask=inside, other=0.0)
+        b = tl.load(source + half, mask=inside, other=0.0)
     page, offset = slot // page_size, slot % page_size
     if head < num_heads:
         target = q_ptr + (t * num_heads + head) * head_dim + at
@@ -94,15 +102,6 @@ def rotate_and_store(
         **overlap(qkv.device),
     )
     return q
-
-
-@triton.jit
-def rotated(at, half, inside, cos, sin):
-    """Both halves of heads, rotated in fp32, in the type they are stored in."""
-    kind = at.dtype.element_ty
-    a = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-    b = tl.load(at + half, mask=inside, other=0.0).to(tl.float32)
-    return (a * cos - b * sin).to(kind), (b * cos + a * sin).to(kind)
 
 
 @triton.jit
