@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 GENERATED = 48  # tokens a request; the first half warms up, and compiles
-CONTINUOUS = 128  # more, since the first requests decode while the last ones' prompts are computed
+CONTINUOUS = 96  # more, since the first requests decode while the last ones' prompts are computed
 
 
 class Rival:
