@@ -241,8 +241,9 @@ def ffn_add(
         values = gpu_gated.activated(projected, mask, activation, threshold)
         return torch.addmm(residual, values, down, alpha=scale)
     mask = choose()
-    if residual.shape[0] <= gpu_ffn_one.MAX_TOKENS and mask is not None and is_skipping:
-        return gpu_ffn_one.sparse(
+    if is_skipping and mask is not None:
+        kernels = gpu_ffn_one if residual.shape[0] <= gpu_ffn_one.MAX_TOKENS else gpu_ffn_few
+        return kernels.sparse(
             residual, *weights, mask, activation, threshold,
             norm=norm, eps=eps, add=residual, scale=scale,
         )  # fmt: skip

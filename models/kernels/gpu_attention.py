@@ -17,7 +17,9 @@ from .sizes import power_of_two
 
 MAX_SPLITS = 32
 TARGET_PROGRAMS = 512
-BLOCK = 64  # positions at a time
+FEW_HEADS, AT_ONCE = 32, 256  # so few K/V heads of all tokens: programs that all run at once
+# positions at a time and blocks under way: where all run at once, share a token, share none
+EARLY, SHARED, ALONE = (64, 3), (64, 3), (64, 2)
 
 
 @triton.jit
@@ -186,9 +188,10 @@ def decode_kernel(
     )  # fmt: skip
 
 
-def num_splits_for(num_tokens: int, num_kv_heads: int) -> int:
-    """Programs that share one token's positions: of the token count alone, so that graphs hold."""
-    wanted = max(1, TARGET_PROGRAMS // (num_tokens * num_kv_heads))
+def num_splits_for(num_tokens: int, num_kv_heads: int, programs: int | None = None) -> int:
+    """Programs that share one token's positions, of about so many in all or TARGET_PROGRAMS: of the
+    token count alone, so that graphs hold."""
+    wanted = max(1, (programs or TARGET_PROGRAMS) // (num_tokens * num_kv_heads))
     return min(MAX_SPLITS, power_of_two(wanted + 1) // 2)
 
 
@@ -211,9 +214,11 @@ def decode(
     num_tokens, device = qkv.shape[0], qkv.device
     _, num_kv_heads, page_size, head_dim = k_cache.shape
     num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
-    splits = num_splits_for(num_tokens, num_kv_heads)
+    is_few = num_tokens * num_kv_heads <= FEW_HEADS
+    splits = num_splits_for(num_tokens, num_kv_heads, AT_ONCE if is_few else None)
     dim = max(16, power_of_two(head_dim))
     is_early = run_at_once(num_tokens * num_kv_heads * splits, device)
+    block, stages = EARLY if is_early else ALONE if splits == 1 else SHARED
     places = num_tokens * num_heads * splits
     partial = torch.empty(places, dim, dtype=torch.float32, device=device)
     sums = torch.empty(places, 2, dtype=torch.float32, device=device)
@@ -244,8 +249,8 @@ def decode(
         HALF=max(16, power_of_two(head_dim // 2)),
         DIM=dim,
         SPLITS=splits,
-        BLOCK=BLOCK,
-        STAGES=2 if is_early or splits == 1 else 3,  # blocks under way
+        BLOCK=block,
+        STAGES=stages,
         PAGE=page_size,
         SUMMARIES=summary is not None,
         EARLY=is_early,

@@ -10,6 +10,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..batch import Routing
 from .gpu_launch import overlap
+from .gpu_norm import norm_token
 from .sizes import ceil_div, power_of_two
 
 # of an entry: the first token's bit where it says whose the neuron is, and what is below it
@@ -23,22 +24,37 @@ def list_kernel(
     chosen_ptr,
     list_ptr,
     total_ptr,
+    x_ptr,
+    norm_ptr,
+    normed_ptr,
+    eps,
     num_neurons,
+    num_blocks,
+    HIDDEN: tl.constexpr,
     TOKENS: tl.constexpr,
     ALL: tl.constexpr,
     BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr,
     ROUTED: tl.constexpr,
     WHOSE: tl.constexpr,
+    NORM: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """The neurons that any token keeps, and how many they are: in order, but experts as they were
     chosen. A program lists one block of one expert, and counts what comes before it. WHOSE: a bit
-    for each token from FIRST on says whether it keeps the neuron."""
+    for each token from FIRST on says whether it keeps the neuron. NORM: beside those programs, one
+    for each token norms it."""
     block, expert = tl.program_id(0), 0
     a = tl.arange(0, ALL)
     n = block * BLOCK + tl.arange(0, BLOCK)
     if PDL:
         gdc_launch_dependents()
+    if NORM:  # noqa: SIM102, known when this is compiled
+        if block >= num_blocks:
+            token = block - num_blocks
+            norm_token(token, x_ptr, norm_ptr, normed_ptr, eps, HIDDEN, WIDTH, PDL)
+            return
+    if PDL:
         gdc_wait()
     before = 0
     if ROUTED:
@@ -61,7 +77,7 @@ def list_kernel(
     if WHOSE:
         neurons |= whose << FIRST
     tl.store(list_ptr + place, neurons, mask=kept != 0)
-    if (block == tl.num_programs(0) - 1) & (tl.program_id(1) == tl.num_programs(1) - 1):
+    if (block == num_blocks - 1) & (tl.program_id(1) == tl.num_programs(1) - 1):
         tl.store(total_ptr, before + tl.sum(kept, 0))
 
 
@@ -128,24 +144,54 @@ def listed(
     """The neurons that any token keeps, int32 in order, and their number; mask [T, N] bool. With
     routing: of one token, expert by expert as it was sent; other experts' masks are not read. With
     `whose`, and T up to 7, an entry says in its upper bits which tokens keep the neuron."""
+    return _list(mask, routing, whose, None, None, None, 0.0)
+
+
+def listed_and_normed(
+    mask: Tensor, x: Tensor, norm: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`listed`, and meanwhile `reference.rms_norm` of x [T, hidden]."""
+    normed = torch.empty_like(x)
+    return *_list(mask, None, False, x, norm, normed, eps), normed
+
+
+def _list(
+    mask: Tensor,
+    routing: Routing | None,
+    whose: bool,
+    x: Tensor | None,
+    norm: Tensor | None,
+    normed: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
     (num_tokens, total), device = mask.shape, mask.device
     num_experts, num_chosen = 1, 1
     if routing is not None:
         num_experts, num_chosen = routing.weights.shape[1], routing.chosen.shape[1]
-    num_neurons = total // num_experts
+    num_neurons, hidden = total // num_experts, 1 if x is None else x.shape[1]
     kept = torch.empty(total, dtype=torch.int32, device=device)
     count = torch.empty(1, dtype=torch.int32, device=device)
-    list_kernel[(ceil_div(num_neurons, BLOCK), num_chosen)](
+    blocks = ceil_div(num_neurons, BLOCK)
+    list_kernel[(blocks + (0 if x is None else num_tokens), num_chosen)](
         mask.view(torch.uint8),
         None if routing is None else routing.chosen,
         kept,
         count,
+        x,
+        norm,
+        normed,
+        eps,
         num_neurons,
+        blocks,
+        HIDDEN=hidden,
         TOKENS=num_tokens,
         ALL=power_of_two(num_neurons),
         BLOCK=BLOCK,
+        WIDTH=power_of_two(hidden),
         ROUTED=routing is not None,
         WHOSE=whose,
+        NORM=x is not None,
+        num_warps=8,  # four have too few registers for several tokens' masks
         **overlap(device),
     )
     return kept, count

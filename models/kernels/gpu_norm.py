@@ -21,19 +21,25 @@ def rounded(x, factor, weight, KIND: tl.constexpr):
 
 
 @triton.jit
-def norm_kernel(x_ptr, weight_ptr, normed_ptr, eps, hidden, BLOCK: tl.constexpr, PDL: tl.constexpr):
-    """One token."""
+def norm_token(
+    t, x_ptr, weight_ptr, normed_ptr, eps, hidden, BLOCK: tl.constexpr, PDL: tl.constexpr
+):
     k = tl.arange(0, BLOCK)
     kind = normed_ptr.dtype.element_ty
-    if PDL:
-        gdc_launch_dependents()
     weight = tl.load(weight_ptr + k, mask=k < hidden, other=0.0).to(tl.float32)
     if PDL:
         gdc_wait()
-    at = tl.program_id(0).to(tl.int64) * hidden + k
+    at = t.to(tl.int64) * hidden + k
     x = tl.load(x_ptr + at, mask=k < hidden, other=0.0).to(tl.float32)
     factor = tl.rsqrt(tl.sum(x * x, 0) / hidden + eps)
     tl.store(normed_ptr + at, rounded(x, factor, weight, kind), mask=k < hidden)
+
+
+@triton.jit
+def norm_kernel(x_ptr, weight_ptr, normed_ptr, eps, hidden, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    if PDL:
+        gdc_launch_dependents()
+    norm_token(tl.program_id(0), x_ptr, weight_ptr, normed_ptr, eps, hidden, BLOCK, PDL)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -59,10 +59,12 @@ def check_attention(lengths, heads, kv_heads, dim, window, dtype=torch.float32, 
     [
         ([1, 17, 150], 6, 2, 16, None),
         ([1, 150], 6, 2, 16, 20),
-        ([17, 70], 5, 5, 8, None),  # more programs than run at once
+        ([17, 70], 5, 5, 8, None),
     ],
 )
-def test_attention(lengths, heads, kv_heads, dim, window):
+@pytest.mark.parametrize("is_early", [True, False])  # all programs run at once
+def test_attention(monkeypatch, lengths, heads, kv_heads, dim, window, is_early):
+    monkeypatch.setattr(gpu_attention, "run_at_once", lambda *_: is_early)
     check_attention(lengths, heads, kv_heads, dim, window)
 
 
@@ -125,6 +127,7 @@ def test_a_slot_below_zero_is_written_nowhere():
 
 def test_shares_of_the_context_depend_on_the_token_count_alone():
     assert [gpu_attention.num_splits_for(t, 8) for t in (1, 8, 16, 32, 256)] == [32, 8, 4, 2, 1]
+    assert [gpu_attention.num_splits_for(t, 8, 256) for t in (1, 2, 3, 4)] == [32, 16, 8, 8]
 
 
 @gpu_only

@@ -28,6 +28,7 @@ def _few_programs(monkeypatch):
     """Interpreted, a program takes some ten milliseconds; on a GPU as many as there are."""
     if DEVICE.type == "cpu":
         monkeypatch.setattr(gpu_attention, "TARGET_PROGRAMS", 16)
+        monkeypatch.setattr(gpu_attention, "AT_ONCE", 16)
 
 
 def budgets_of(pages: list[int], share=1.0, gated=0.0) -> PageBudgets:
