@@ -19,7 +19,7 @@ MAX_SPLITS = 32
 TARGET_PROGRAMS = 512
 FEW_HEADS, AT_ONCE = 32, 256  # so few K/V heads of all tokens: programs that all run at once
 # positions at a time and blocks under way: where all run at once, share a token, share none
-EARLY, SHARED, ALONE = (64, 3), (64, 3), (64, 2)
+EARLY, SHARED, ALONE = (32, 5), (64, 3), (64, 2)
 
 
 @triton.jit
