@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 GENERATED = 48  # tokens a request; the first half warms up, and compiles
-CONTINUOUS = 96  # more, since the first requests decode while the last ones' prompts are computed
+TOGETHER, SETTLING = 18, 2  # tokens of each while all decode, and how many of them do not count
+LONGEST = 4096  # tokens of a request that decodes while the others' prompts are computed
 
 
 class Rival:
@@ -78,20 +79,40 @@ class Rival:
         return _median_distance(times[GENERATED // 2 :])
 
     def continuous(self, batch: int, context: int) -> float:
-        """Seconds of a step of `generate_batch`, transformers' continuous batching."""
-        outputs = self.model.generate_batch(
-            self.prompts(batch, context, CONTINUOUS).tolist(),
-            generation_config=self.generation_config(CONTINUOUS),
-            record_timestamps=True,
-        )
-        stamps = [output.timestamps for output in outputs.values()]
-        if len(stamps) != batch or any(len(s) != CONTINUOUS for s in stamps):
-            raise RuntimeError(f"{len(stamps)} of {batch} requests ended")
-        begun, ended = max(s[0] for s in stamps), min(s[-1] for s in stamps)
-        together = [[t for t in s if begun < t < ended][2:] for s in stamps]
-        if min(map(len, together)) < 8:
-            raise RuntimeError(f"the {batch} requests hardly ever decoded together")
-        return statistics.median(map(_median_distance, together))
+        """Seconds of a step of transformers' continuous batching while all requests decode. The
+        first ones' contexts are longer by then: they decode while the last prompts are computed."""
+        manager = self.model.init_continuous_batching(self.generation_config(LONGEST))
+        manager.warmup()
+        manager.start()
+        try:
+            for prompt in self.prompts(batch, context, TOGETHER).tolist():
+                manager.add_request(prompt, streaming=True, record_timestamps=True)
+            return statistics.median(map(_median_distance, together(manager, batch)))
+        finally:
+            manager.stop(block=True, hard_stop=True)
+            manager.destroy()
+
+
+def together(manager: Any, batch: int) -> list[list[float]]:
+    """When each request's tokens came while all of them decoded."""
+    stamps: dict[str, list[float]] = {}
+    begun, last = 0.0, ""
+    while True:
+        output = manager.get_result(timeout=1)
+        if output is None:
+            if not manager.is_running():
+                raise RuntimeError("it stopped before all requests decoded")
+            continue
+        if output.error or output.is_finished():
+            raise RuntimeError(output.error or "a request ended before all of them decoded")
+        name = output.request_id
+        if name not in stamps:
+            begun, last = output.timestamps[0], name
+        stamps[name] = output.timestamps
+        if len(stamps) == batch and name == last:  # once a step
+            found = [[t for t in times if t > begun] for times in stamps.values()]
+            if min(map(len, found)) >= TOGETHER:
+                return [times[SETTLING:] for times in found]
 
 
 def _median_distance(times: Sequence[float]) -> float:

@@ -10,7 +10,6 @@ import engine_steps
 import plot
 import pytest
 import ratios
-import rivals
 import roof
 import step
 import torch
@@ -263,15 +262,6 @@ def test_without_the_engine_the_steps_are_measured(monkeypatch, tmp_path):
     found = run(monkeypatch, tmp_path, *flags)
     assert [(row["what"], row["path"]) for row in found["rows"]] == [("decode", "union")]
     assert any("engine: ModuleNotFoundError" in note for note in found["notes"])
-
-
-def test_transformers_is_measured_by_the_distance_of_its_tokens(tmp_path):
-    """The model that it runs is the one that we are held against: same shape, same dtype."""
-    shapes.describe_named(tmp_path, "mistral-16m")
-    rival = rivals.Rival(tmp_path, CPU, torch.float32)
-    ours = load(tmp_path, CPU, torch.float32)
-    assert rival.model.num_parameters() == ours.num_parameters
-    assert 0 < rival.generate(2, 60) < 1
 
 
 def test_a_step_reads_what_a_hand_counts(tmp_path):
