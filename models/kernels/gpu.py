@@ -241,15 +241,12 @@ def ffn_add(
         values = gpu_gated.activated(projected, mask, activation, threshold)
         return torch.addmm(residual, values, down, alpha=scale)
     mask = choose()
-    if is_skipping and mask is not None:
-        kernels = gpu_ffn_one if residual.shape[0] <= gpu_ffn_one.MAX_TOKENS else gpu_ffn_few
-        return kernels.sparse(
+    if is_skipping:
+        return _sparse(
             residual, *weights, mask, activation, threshold,
             norm=norm, eps=eps, add=residual, scale=scale,
         )  # fmt: skip
     x = rms_norm(residual, norm, eps)
-    if is_skipping:
-        return _sparse(x, *weights, mask, activation, threshold, residual, scale)
     values = _all_values(x, gate_up, mask, activation, threshold)
     return torch.addmm(residual, values, down, alpha=scale)
 
@@ -329,14 +326,21 @@ def _sparse(
     mask: Tensor | None,
     activation: Activation,
     threshold: float,
+    *,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
     add: Tensor | None = None,
     scale: float = 1.0,
 ) -> Tensor:
     """Without a mask the gate is one: it is computed first, and names the rows to read."""
     if mask is None:
+        if norm is not None:
+            x, norm = rms_norm(x, norm, eps), None
         mask = gpu_predict.opened(x, gate_up[:, : x.shape[1]], activation, threshold)
     kernels = gpu_ffn_one if x.shape[0] <= gpu_ffn_one.MAX_TOKENS else gpu_ffn_few
-    return kernels.sparse(x, gate_up, down, mask, activation, threshold, add=add, scale=scale)
+    return kernels.sparse(
+        x, gate_up, down, mask, activation, threshold, norm=norm, eps=eps, add=add, scale=scale
+    )
 
 
 def _all_values(

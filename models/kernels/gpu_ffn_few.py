@@ -21,7 +21,7 @@ from ..batch import Routing
 from ..config import Activation
 from .gpu_gated import activate
 from .gpu_launch import counters, multiprocessors, overlap
-from .gpu_list import listed, listed_and_normed, listed_of_experts
+from .gpu_list import listed_and_normed, listed_of_experts
 from .gpu_norm import rms_norm
 from .sizes import ceil_div, power_of_two, power_of_two_in
 
@@ -234,11 +234,9 @@ def sparse(
 ) -> Tensor:
     """`reference.ffn` for a few tokens: reads only the rows that any of them keeps.
 
-    x is normed by norm [hidden] and eps first, where they are given.
-
-    The result is scaled and added to `add` where it is given. With routing, the neurons are E
-    experts' one after the other, and their values are weighted; the mask of an expert that no token
-    was sent to is not read.
+    x is normed by norm [hidden] and eps first, the result scaled and added to `add`, where they are
+    given. With routing, the neurons are E experts' one after the other, and their values are
+    weighted; the mask of an expert that no token was sent to is not read.
     """
     (num_tokens, hidden), total, device = x.shape, gate_up.shape[0], x.device
     num_experts = 1 if routing is None else routing.weights.shape[1]
@@ -246,16 +244,14 @@ def sparse(
     tokens = power_of_two(max(16, num_tokens))
     values = torch.empty(total, tokens, dtype=x.dtype, device=device)
     any_token = torch.empty(total, dtype=torch.int32, device=device)
-    is_listed = routing is None and num_tokens <= LISTED
     neurons, count = None, None
-    if norm is not None and is_listed:
-        neurons, count, x = listed_and_normed(mask, x, norm, eps)
-    elif norm is not None:
-        x = rms_norm(x, norm, eps)
-    elif is_listed:
-        neurons, count = listed(mask)
     if routing is not None:
         neurons, count = listed_of_experts(mask, routing.weights)
+    elif num_tokens <= LISTED:
+        neurons, count, x = listed_and_normed(mask, x, norm, eps)
+        norm = None
+    if norm is not None:
+        x = rms_norm(x, norm, eps)
     tiles = tiles_for(num_tokens, neurons is not None, half)
     programs = ceil_div(total, tiles.rows)
     if neurons is not None:

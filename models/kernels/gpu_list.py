@@ -148,9 +148,12 @@ def listed(
 
 
 def listed_and_normed(
-    mask: Tensor, x: Tensor, norm: Tensor, eps: float
+    mask: Tensor, x: Tensor, norm: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`listed`, and meanwhile `reference.rms_norm` of x [T, hidden]."""
+    """`listed`, and x [T, hidden], of which meanwhile `reference.rms_norm` is computed where there
+    is a norm."""
+    if norm is None:
+        return *listed(mask), x
     normed = torch.empty_like(x)
     return *_list(mask, None, False, x, norm, normed, eps), normed
 

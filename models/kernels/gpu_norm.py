@@ -24,6 +24,7 @@ def rounded(x, factor, weight, KIND: tl.constexpr):
 def norm_token(
     t, x_ptr, weight_ptr, normed_ptr, eps, hidden, BLOCK: tl.constexpr, PDL: tl.constexpr
 ):
+    """Token t, once the kernel before has ended: any kernel's program may do it."""
     k = tl.arange(0, BLOCK)
     kind = normed_ptr.dtype.element_ty
     weight = tl.load(weight_ptr + k, mask=k < hidden, other=0.0).to(tl.float32)
