@@ -22,7 +22,7 @@ def activate(gate, up, threshold, ACTIVATION: tl.constexpr):
     elif ACTIVATION == "fatrelu":
         return tl.where(gate >= threshold, gate, 0.0) * up
     else:
-        return gate * tl.sigmoid(gate) * up
+        return gate * (1 / (1 + tl.exp(-gate))) * up
 
 
 @triton.jit

@@ -14,7 +14,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..batch import Routing
-from . import gpu_linear_one
+from . import gpu_linear_one, gpu_stream_linear
 from .gpu_epilogue import Epilogue, finish
 from .gpu_launch import counters, multiprocessors, overlap
 from .gpu_norm import rms_norm
@@ -149,6 +149,10 @@ def multiply(
     """
     assert weight.stride(1) == 1, weight.stride()
     assert x.is_contiguous(), x.stride()
+    if routing is None and row_scale is None and gpu_stream_linear.fits(x, weight):
+        return gpu_stream_linear.multiply(
+            x, weight, out, epilogue, threshold, norm, eps, add, scale
+        )
     if norm is not None and not gpu_linear_one.fits(*x.shape):
         x, norm = rms_norm(x, norm, eps), None
     if norm is not None or _streams(x, weight, routing, add):
