@@ -18,8 +18,8 @@ from .sizes import power_of_two
 MAX_SPLITS = 32
 TARGET_PROGRAMS = 512
 FEW_HEADS, AT_ONCE = 32, 256  # so few K/V heads of all tokens: programs that all run at once
-# positions at a time and blocks under way: where all run at once, share a token, share none
-IF_EARLY, IF_SHARED, IF_ALONE = (32, 5), (64, 3), (64, 2)
+BLOCK = 64  # positions at a time
+STAGES, IF_ALONE = 3, 2  # blocks whose page numbers are under way; where no program shares a token
 
 
 @triton.jit
@@ -218,7 +218,6 @@ def decode(
     splits = num_splits_for(num_tokens, num_kv_heads, AT_ONCE if is_few else None)
     dim = max(16, power_of_two(head_dim))
     is_early = run_at_once(num_tokens * num_kv_heads * splits, device)
-    block, stages = IF_EARLY if is_early else IF_ALONE if splits == 1 else IF_SHARED
     places = num_tokens * num_heads * splits
     partial = torch.empty(places, dim, dtype=torch.float32, device=device)
     sums = torch.empty(places, 2, dtype=torch.float32, device=device)
@@ -249,8 +248,8 @@ def decode(
         HALF=max(16, power_of_two(head_dim // 2)),
         DIM=dim,
         SPLITS=splits,
-        BLOCK=block,
-        STAGES=stages,
+        BLOCK=BLOCK,
+        STAGES=IF_ALONE if splits == 1 and not is_early else STAGES,
         PAGE=page_size,
         SUMMARIES=summary is not None,
         EARLY=is_early,

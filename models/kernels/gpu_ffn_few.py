@@ -28,7 +28,6 @@ from .sizes import ceil_div, power_of_two, power_of_two_in
 MAX_TOKENS = 64  # beyond, nearly every neuron is kept by some token
 ROWS = 64  # of a tile
 LISTED = 4  # tokens up to which it pays to list the neurons that they keep
-WIDTH = 128  # columns at a time, in 16 bits
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -195,6 +194,7 @@ class Tiles:
 
     rows: int
     programs: int
+    width: int  # columns at a time
     stages: int
     neurons: int
     columns: int
@@ -205,12 +205,14 @@ class Tiles:
 def tiles_for(num_tokens: int, listed: bool, half: bool) -> Tiles:
     """The fastest measured on an H200 at TurboSparse-Mistral-7B's and -Mixtral-47B's shapes."""
     if not half:
-        return Tiles(ROWS, 1, 2, 32, 32, 4, 2)
+        return Tiles(ROWS, 1, 16, 2, 32, 32, 4, 2)
+    if listed and 16 < num_tokens <= 32:
+        return Tiles(ROWS, 2, 64, 5, 128, 128, 4, 8)
     if listed:
-        return Tiles(ROWS, 1, 5 if num_tokens <= 32 else 4, 128, 128, 4, 8)
+        return Tiles(ROWS, 1, 128, 5 if num_tokens <= 16 else 4, 128, 128, 4, 8)
     if num_tokens <= 32:
-        return Tiles(56, 2, 3 if num_tokens <= 16 else 4, 128, 64, 4, 8)
-    return Tiles(56, 2, 4, 128, 64, 4, 6)
+        return Tiles(56, 2, 128, 3 if num_tokens <= 16 else 4, 128, 64, 4, 8)
+    return Tiles(56, 2, 128, 4, 128, 64, 4, 6)
 
 
 def fits(num_tokens: int, hidden: int) -> bool:
@@ -274,7 +276,7 @@ def sparse(
         TOKENS=tokens,
         ROWS=tiles.rows,
         BLOCK_N=ROWS,
-        BLOCK_K=min(WIDTH if half else 16, power_of_two_in(hidden)),
+        BLOCK_K=min(tiles.width, power_of_two_in(hidden)),
         STAGES=tiles.stages,
         ACTIVATION=activation.value,
         LISTED=neurons is not None,

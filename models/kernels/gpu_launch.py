@@ -3,7 +3,8 @@ the last program of a group is known.
 
 With dependent launch a kernel's programs start while the one before is still running. So every
 kernel asks for weights as early as it likes, but calls `gdc_wait` before it reads what another
-kernel wrote, and before it writes anything.
+kernel wrote, and before it writes anything. A kernel that lets the next one in only after its own
+wait vouches for all that came before itself: that the next one may read before it waits.
 """
 
 from collections.abc import Callable

@@ -15,7 +15,7 @@ from .sizes import ceil_div, power_of_two
 
 # of an entry: the first token's bit where it says whose the neuron is, and what is below it
 FIRST, NEURON = tl.constexpr(24), tl.constexpr((1 << 24) - 1)
-BLOCK, SHORT = 1024, 512  # neurons that one program lists, and of one of several experts
+BLOCK, SHORT = 256, 512  # neurons that one program lists, and of one of several experts
 
 
 @triton.jit

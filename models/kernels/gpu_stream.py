@@ -1,6 +1,7 @@
 # ruff: noqa: RUF005
 # pyright: basic, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
+# pyright: reportGeneralTypeIssues=false
 """Gluon, for Hopper alone: what products of a few tokens share whose weights stream.
 
 Tiles of weights go through a ring in shared memory and are multiplied from where they lie, none of
@@ -203,15 +204,18 @@ def runs_on(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
 
 
-def fits(x: Tensor, groups: int) -> bool:
-    """Whether so few tokens of such a width are multiplied in so many parts of their columns."""
+def fits(x: Tensor, weight: Tensor, groups: int) -> bool:
+    """Whether so few tokens are multiplied with such rows, in so many parts of their columns, and
+    the rows are copied 16 bytes at a time."""
     num_tokens, width = x.shape
     return (
         runs_on(x.device)
-        and x.element_size() == 2
+        and x.element_size() == weight.element_size() == 2
         and num_tokens <= MAX_TOKENS
         and width * padded(num_tokens) <= IN_REGISTERS
         and width % (64 * groups) == 0
+        and weight.stride(0) % 8 == 0
+        and weight.data_ptr() % 16 == 0
     )
 
 

@@ -1,6 +1,7 @@
 # ruff: noqa: RUF005
 # pyright: basic, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
+# pyright: reportGeneralTypeIssues=false
 """Gluon, for Hopper alone: the sparse FFN of a few tokens: the rows of the neurons that any of them
 keeps, listed first, stream as a product's weights do.
 
@@ -18,6 +19,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
+from triton.language import debug_barrier
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..config import Activation
@@ -40,7 +42,7 @@ from .gpu_stream_linear import activate
 from .sizes import ceil_div
 
 WARPS = 8
-NEURONS = {4: 16, 8: 32}  # of a tile, for so many tokens (measured)
+NEURONS = {4: 16, 8: 64}  # of a tile, for so many tokens (measured)
 LISTED, COLUMNS, SPLITS, STAGES = 128, 128, 4, 4  # of output rows: neurons and columns of a tile
 
 
@@ -246,7 +248,7 @@ def down_kernel(
     if SPLITS > 1:
         shares = partial_ptr + (block * SPLITS * TOKENS + t[None, :]) * BLOCK_C + c[:, None]
         gl.store(shares + split * TOKENS * BLOCK_C, y, mask=there)
-        gl.thread_barrier()
+        debug_barrier()
         counter = counter_ptr + block
         last = gl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == SPLITS - 1
     if last:
@@ -262,14 +264,14 @@ def down_kernel(
         gl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=there)
 
 
-def fits(x: Tensor) -> bool:
+def fits(x: Tensor, gate_up: Tensor) -> bool:
     """Whether these kernels compute the FFN of such tokens, on such a device."""
-    hidden = x.shape[1]
-    return hidden % COLUMNS == 0 and gpu_stream.fits(x, _groups(x.shape[0]))
+    groups = _groups(gpu_stream.padded(x.shape[0]))
+    return x.shape[1] % COLUMNS == 0 and gpu_stream.fits(x, gate_up, groups)
 
 
-def _groups(num_tokens: int) -> int:
-    return WARP_ROWS * WARPS // (2 * NEURONS[gpu_stream.padded(num_tokens)])
+def _groups(tokens: int) -> int:
+    return WARP_ROWS * WARPS // (2 * NEURONS[tokens])
 
 
 def sparse(
@@ -287,7 +289,8 @@ def sparse(
 ) -> Tensor:
     """`gpu_ffn_few.sparse` for tokens that `fits`."""
     (num_tokens, hidden), total, device = x.shape, gate_up.shape[0], x.device
-    tokens, groups = gpu_stream.padded(num_tokens), _groups(num_tokens)
+    tokens = gpu_stream.padded(num_tokens)
+    groups = _groups(tokens)
     columns, at_a_time = gpu_stream.blocks(hidden // groups)
     steps, tile_bytes = hidden // groups // columns, 2 * WARP_ROWS * WARPS * columns
     neurons, count, x = listed_and_normed(mask, x, norm, eps)

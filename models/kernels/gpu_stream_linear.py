@@ -1,5 +1,6 @@
 # pyright: basic, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
+# pyright: reportGeneralTypeIssues=false
 """Gluon, for Hopper alone: `x @ weight.T` for a few tokens; every program has as many rows as any
 other, and all their columns."""
 
@@ -146,9 +147,7 @@ def _even(n: int) -> int:
 
 def fits(x: Tensor, weight: Tensor) -> bool:
     """Whether the kernel multiplies such shapes, on such a device."""
-    return weight.element_size() == 2 and gpu_stream.fits(
-        x, cut_for(weight.shape[0], x.device).groups
-    )
+    return gpu_stream.fits(x, weight, cut_for(weight.shape[0], x.device).groups)
 
 
 def multiply(

@@ -1,0 +1,103 @@
+"""Compiles the kernels that only a Hopper runs, on any machine with Triton, as they are launched
+for a 7B's shapes and for small ones: `python hopper_compiler.py` writes a line of JSON for each."""
+
+import json
+import sys
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.experimental.gluon._runtime import GluonASTSource
+
+from turbosparse.models.config import Activation
+from turbosparse.models.kernels import gpu_stream_ffn, gpu_stream_linear
+from turbosparse.models.kernels.gpu_epilogue import Epilogue
+
+POINTERS = {
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.float32: "*fp32",
+    torch.int32: "*i32",
+    torch.uint8: "*u8",
+}
+ALIGNED = [["tt.divisibility", 16]]
+
+
+class Compiled:
+    """A kernel that is compiled where it would be launched."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        return self.compile
+
+    def compile(self, *arguments: object, num_warps: int, **constants: object) -> None:
+        constants["PDL"] = True
+        names = self.kernel.arg_names
+        values = dict(zip(names, arguments, strict=False)) | constants
+        types, known, attributes = {}, {}, {}
+        for i, name in enumerate(names):
+            value = values[name]
+            if name in constants or value is None:
+                types[name], known[(i,)] = "constexpr", value
+            elif isinstance(value, Tensor):
+                types[name], attributes[(i,)] = POINTERS[value.dtype], ALIGNED
+            elif isinstance(value, int):
+                types[name] = "i32"
+                if value % 16 == 0 and name != "num_tokens":
+                    attributes[(i,)] = ALIGNED
+            else:
+                types[name] = "fp32"
+        binary = triton.compile(
+            GluonASTSource(self.kernel, types, known, attributes),
+            target=GPUTarget("cuda", 90, 32),
+            options={"num_warps": num_warps, "launch_pdl": True},
+        )
+        shared = binary.metadata.shared
+        products = binary.asm["ptx"].count("wgmma.mma_async")
+        sys.stdout.write(json.dumps([self.kernel.__name__, shared, products]) + "\n")
+
+
+def empty(*size: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.empty(*size, dtype=dtype)
+
+
+def product(num_tokens: int, rows: int, width: int, epilogue: Epilogue, *, norm: bool) -> None:
+    dtype = torch.uint8 if epilogue is Epilogue.MASK else torch.bfloat16
+    out = empty(num_tokens, rows, dtype=dtype)
+    x, weight = empty(num_tokens, width), empty(rows, width)
+    add = None if norm or epilogue is not Epilogue.NONE else out
+    scale = empty(width) if norm else None
+    gpu_stream_linear.multiply(x, weight, out, epilogue, 0.0, scale, 1e-5, add, 1.0)
+
+
+def ffn(num_tokens: int, hidden: int, neurons: int) -> None:
+    gpu_stream_ffn.sparse(
+        empty(num_tokens, hidden),
+        empty(neurons, 2 * hidden),
+        empty(neurons, hidden),
+        empty(num_tokens, neurons, dtype=torch.bool),
+        Activation.DRELU,
+        0.0,
+    )
+
+
+if __name__ == "__main__":
+    for module, name in (
+        (gpu_stream_linear, "product_kernel"),
+        (gpu_stream_ffn, "values_kernel"),
+        (gpu_stream_ffn, "down_kernel"),
+    ):
+        setattr(module, name, Compiled(getattr(module, name)))
+    listed = empty(14336, dtype=torch.int32), empty(1, dtype=torch.int32)
+    gpu_stream_ffn.listed_and_normed = lambda mask, x, norm, eps: (*listed, x)  # pyright: ignore
+    product(4, 6144, 4096, Epilogue.NONE, norm=True)
+    product(8, 28672, 4096, Epilogue.GATED, norm=True)
+    product(1, 4096, 4096, Epilogue.NONE, norm=False)
+    product(8, 14336, 1280, Epilogue.MASK, norm=False)
+    product(3, 70, 256, Epilogue.RELU, norm=False)
+    ffn(1, 4096, 14336)
+    ffn(8, 256, 99)

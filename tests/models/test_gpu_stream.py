@@ -1,0 +1,163 @@
+"""The kernels that only a Hopper runs: compiled anywhere, and on one against the reference."""
+
+import json
+import os
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from on_gpu import DEVICE, close, random
+
+from turbosparse.models.batch import FfnMode
+from turbosparse.models.config import Activation
+from turbosparse.models.kernels import gpu_stream, gpu_stream_ffn, gpu_stream_linear, reference
+from turbosparse.models.kernels.gpu_epilogue import Epilogue
+
+BF16 = torch.bfloat16
+SHARED = 227 << 10  # bytes of a program on a Hopper
+
+
+@pytest.fixture
+def hopper():
+    if not gpu_stream.runs_on(DEVICE):
+        pytest.skip("needs a Hopper")
+
+
+def on_hopper(test):
+    return pytest.mark.gpu(pytest.mark.usefixtures("hopper")(test))
+
+
+def test_every_kernel_compiles_for_a_hopper_and_fits_its_shared_memory():
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("hopper_compiler.py")],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    kernels = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [name for name, _, _ in kernels] == ["product_kernel"] * 5 + [
+        "values_kernel", "down_kernel", "values_kernel", "down_kernel",
+    ]  # fmt: skip
+    assert all(0 < shared <= SHARED and products > 0 for _, shared, products in kernels)
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 70, 1280, 4096, 6144, 14336, 28672, 32003])
+def test_all_rows_are_someones_and_fit_their_tiles(num_rows):
+    cut = gpu_stream_linear.cut_for(num_rows, torch.device("cpu"))
+    assert cut.share % 2 == cut.rows % 2 == 0
+    assert cut.share * 132 >= num_rows
+    assert cut.share <= cut.rows * cut.tiles
+    assert cut.rows <= cut.block <= gpu_stream_linear.ROWS
+    assert cut.block * cut.groups == gpu_stream.WARP_ROWS * cut.warps
+
+
+def test_other_devices_have_other_kernels():
+    x, weight = torch.zeros(4, 512, dtype=BF16), torch.zeros(64, 512, dtype=BF16)
+    assert not gpu_stream_linear.fits(x, weight)
+    assert not gpu_stream_ffn.fits(x, weight.view(-1, 1024))
+
+
+@on_hopper
+def test_what_fits():
+    x, weight = random(4, 512, dtype=BF16), random(64, 512, dtype=BF16)
+    assert gpu_stream_linear.fits(x, weight)
+    assert gpu_stream_linear.fits(x, random(64, 1024, dtype=BF16)[:, :512])
+    assert not gpu_stream_linear.fits(x, random(64, 520, dtype=BF16)[:, 3:515])
+    assert not gpu_stream_linear.fits(x.float(), weight.float())
+    assert not gpu_stream_linear.fits(x[:, :500].contiguous(), weight[:, :500].contiguous())
+    assert not gpu_stream_linear.fits(random(9, 512, dtype=BF16), weight)
+    assert not gpu_stream_linear.fits(random(1, 16384, dtype=BF16), random(8, 16384, dtype=BF16))
+
+
+def check_product(num_tokens, rows, width, dtype, stride=0):
+    x, norm = random(num_tokens, width, dtype=dtype), random(width, seed=1, dtype=dtype)
+    weight = random(rows, width + stride, seed=2, dtype=dtype)[:, :width] / width**0.5
+    if stride:
+        weight = random(rows, width + stride, seed=2, dtype=dtype)[:, :width]
+    residual = random(num_tokens, rows, seed=3, dtype=dtype)
+    assert gpu_stream_linear.fits(x, weight)
+
+    def multiply(out, epilogue, threshold=0.0, norm=None, add=None, scale=1.0):
+        arguments = (x, weight, out, epilogue, threshold, norm, 1e-5, add, scale)
+        return gpu_stream_linear.multiply(*arguments)
+
+    def empty(rows, dtype=dtype):
+        return torch.empty(num_tokens, rows, dtype=dtype, device=DEVICE)
+
+    sums = x.float() @ weight.float().T
+    close(multiply(empty(rows), Epilogue.NONE), sums.to(dtype))
+    close(multiply(empty(rows, torch.float32), Epilogue.NONE).to(dtype), sums.to(dtype))
+    close(multiply(empty(rows), Epilogue.RELU), sums.relu().to(dtype))
+    added = (residual.float() + 0.5 * sums).to(dtype)
+    close(multiply(empty(rows), Epilogue.NONE, add=residual, scale=0.5), added)
+    normed = reference.rms_norm(x, norm, 1e-5).float() @ weight.float().T
+    close(multiply(empty(rows), Epilogue.NONE, norm=norm), normed.to(dtype))
+    kept = multiply(empty(rows, torch.uint8), Epilogue.MASK, threshold=0.3).bool()
+    assert (kept == (sums > 0.3))[(sums - 0.3).abs() > 1e-2].all()
+    if rows % 2 == 0:
+        gate, up = normed[:, ::2], normed[:, 1::2]
+        want = (torch.nn.functional.silu(gate) * up).to(dtype)
+        close(multiply(empty(rows // 2), Epilogue.GATED, norm=norm), want)
+
+
+@on_hopper
+@pytest.mark.parametrize("num_tokens", [1, 3, 4, 5, 8])
+@pytest.mark.parametrize(
+    ("rows", "width"),
+    [(6144, 4096), (1280, 4096), (14336, 1280), (32003, 1024), (70, 256), (2, 512)],
+)
+def test_products(num_tokens, rows, width):
+    check_product(num_tokens, rows, width, BF16)
+
+
+@on_hopper
+def test_products_of_other_halves_and_of_rows_that_lie_apart():
+    check_product(2, 333, 1024, torch.float16)
+    check_product(7, 4096, 4096, BF16, stride=4096)
+
+
+def ffn_arguments(num_tokens, hidden, neurons, density, dtype=BF16):
+    gate_up = random(neurons, 2 * hidden, seed=1, dtype=dtype) / hidden**0.5
+    down = random(neurons, hidden, seed=2, dtype=dtype) / 9
+    x = random(num_tokens, hidden, dtype=dtype)
+    mask = torch.rand(num_tokens, neurons, generator=torch.Generator().manual_seed(3)) < density
+    return x, gate_up, down, mask.to(DEVICE)
+
+
+def check_ffn(num_tokens, hidden, neurons, density, activation=Activation.DRELU):
+    x, gate_up, down, mask = ffn_arguments(num_tokens, hidden, neurons, density)
+    assert gpu_stream_ffn.fits(x, gate_up)
+    norm = random(hidden, seed=4, dtype=BF16)
+    normed = reference.rms_norm(x, norm, 1e-5)
+    weights = (gate_up, down, mask, activation, 0.0)
+    got = gpu_stream_ffn.sparse(x, *weights, norm=norm, eps=1e-5, add=x, scale=0.7)
+    want = reference.ffn(normed, *weights, FfnMode.DENSE)
+    close(got, (x.float() + 0.7 * want.float()).to(BF16))
+    plain = gpu_stream_ffn.sparse(x, *weights)
+    close(plain, reference.ffn(x, *weights, FfnMode.DENSE))
+    assert torch.equal(plain, gpu_stream_ffn.sparse(x, *weights))
+
+
+@on_hopper
+@pytest.mark.parametrize("num_tokens", [1, 2, 4, 5, 8])
+@pytest.mark.parametrize("density", [0.0, 0.001, 0.1, 0.6, 1.0])
+def test_ffn(num_tokens, density):
+    check_ffn(num_tokens, 4096, 14336, density)
+
+
+@on_hopper
+def test_ffn_of_any_activation_and_size():
+    activations = [a for a in Activation if a.is_sparse]
+    for activation, (hidden, neurons) in product(activations, [(256, 99), (1024, 3001)]):
+        check_ffn(3, hidden, neurons, 0.3, activation)
+        check_ffn(6, hidden, neurons, 0.3, activation)
+
+
+@on_hopper
+def test_one_program_takes_its_neurons_in_many_tiles(monkeypatch):
+    monkeypatch.setattr(gpu_stream_ffn, "multiprocessors", lambda device: 1)
+    check_ffn(4, 512, 999, 0.5)
+    check_ffn(8, 512, 999, 0.5)
