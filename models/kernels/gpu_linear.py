@@ -2,9 +2,10 @@
 # pyright: reportMissingImports=false, reportGeneralTypeIssues=false
 """Triton: `x @ weight.T` for few tokens, where reading the weights is all that takes time.
 
-Past one token or two the weights stream. A few more: tiles on tensor cores with the weights on the
-left, so that 64 rows meet 16 tokens and not 16 of 64 lanes are idle. Sums run in one order: no
-float is added atomically.
+On a Hopper the weights of up to 8 tokens stream; elsewhere, and where they are of experts or in 8
+bits, past one token or two. A few more: tiles on tensor cores with the weights on the left, so that
+64 rows meet 16 tokens and not 16 of 64 lanes are idle. Sums run in one order: no float is added
+atomically.
 """
 
 import torch

@@ -148,11 +148,11 @@ def values_kernel(
 def _neurons(
     list_ptr, step, end, BLOCK_N: gl.constexpr, SPLITS: gl.constexpr, layout: gl.constexpr
 ):
-    """Those of a step, negative past the last."""
-    place = (gl.program_id(1) + step * SPLITS) * BLOCK_N + gl.arange(
-        0, BLOCK_N, gl.SliceLayout(1, layout)
-    )
-    return gl.load(list_ptr + place, mask=place < end, other=-1)
+    """Those of a step, negative past the last; not from the first-level cache, where a list of
+    another layer may be as long as this kernel has not waited."""
+    first = (gl.program_id(1) + step * SPLITS) * BLOCK_N
+    place = first + gl.arange(0, BLOCK_N, gl.SliceLayout(1, layout))
+    return gl.load(list_ptr + place, mask=place < end, other=-1, cache_modifier=".cg")
 
 
 @gluon.jit
@@ -160,9 +160,8 @@ def _ask_down(ring, step, down_ptr, n, HIDDEN: gl.constexpr, WARPS: gl.constexpr
     """Copy a block of columns of the rows of neurons n [BLOCK_N] into its place in the ring."""
     BLOCK_C: gl.constexpr = ring.shape[2]
     c = gl.arange(0, BLOCK_C, gl.SliceLayout(0, copied(BLOCK_C, WARPS)))
-    source = (
-        down_ptr + (n.to(gl.int64) * HIDDEN)[:, None] + (gl.program_id(0) * BLOCK_C + c)[None, :]
-    )
+    column = gl.program_id(0) * BLOCK_C + c
+    source = down_ptr + (n.to(gl.int64) * HIDDEN)[:, None] + column[None, :]
     place = ring.index(step % ring.shape[0])
     async_copy.async_copy_global_to_shared(place, source, mask=(n >= 0)[:, None])
 
@@ -201,7 +200,7 @@ def down_kernel(
     block, split = gl.program_id(0), gl.program_id(1)
     if PDL:
         gdc_launch_dependents()
-    end = gl.load(count_ptr)
+    end = gl.load(count_ptr, cache_modifier=".cg")
     steps = gl.cdiv(gl.cdiv(end, BLOCK_N) - split, SPLITS)
     for step in gl.static_range(STAGES):
         n = _neurons(list_ptr, step, end, BLOCK_N, SPLITS, layout)

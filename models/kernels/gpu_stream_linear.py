@@ -109,12 +109,14 @@ def product_kernel(
         if EPILOGUE == 3:
             pairs = gl.permute(gl.reshape(y, [OUT, 2, TOKENS]), (0, 2, 1))
             gate, up = gl.split(gl.convert_layout(pairs, paired(OUT, WARPS)))
-            y = activate(gate, up, threshold, "silu").to(out_ptr.dtype.element_ty)
+            y = gl.convert_layout(activate(gate, up, threshold, "silu"), to)
+            y = y.to(out_ptr.dtype.element_ty)
         else:
+            y = gl.convert_layout(y, to)
             if ADD:
-                y = gl.convert_layout(y, to) * scale + added
+                y = y * scale + added
             y = finish(y, threshold, EPILOGUE, out_ptr.dtype.element_ty)
-        gl.store(out_ptr + place, gl.convert_layout(y, to), mask=inside)
+        gl.store(out_ptr + place, y, mask=inside)
 
 
 @dataclass(frozen=True, slots=True)
