@@ -210,7 +210,7 @@ def fits(x: Tensor, weight: Tensor, groups: int) -> bool:
     num_tokens, width = x.shape
     return (
         runs_on(x.device)
-        and x.element_size() == weight.element_size() == 2
+        and x.dtype is weight.dtype is torch.bfloat16
         and num_tokens <= MAX_TOKENS
         and width * padded(num_tokens) <= IN_REGISTERS
         and width % (64 * groups) == 0

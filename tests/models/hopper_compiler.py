@@ -41,7 +41,7 @@ class Compiled:
         types, known, attributes = {}, {}, {}
         for i, name in enumerate(names):
             value = values[name]
-            if name in constants or value is None:
+            if name in constants or value is None or (type(value) is int and value == 1):
                 types[name], known[(i,)] = "constexpr", value
             elif isinstance(value, Tensor):
                 types[name], attributes[(i,)] = POINTERS[value.dtype], ALIGNED
@@ -98,6 +98,6 @@ if __name__ == "__main__":
     product(8, 28672, 4096, Epilogue.GATED, norm=True)
     product(1, 4096, 4096, Epilogue.NONE, norm=False)
     product(8, 14336, 1280, Epilogue.MASK, norm=False)
-    product(3, 70, 256, Epilogue.RELU, norm=False)
+    product(3, 70, 1536, Epilogue.RELU, norm=False)
     ffn(1, 4096, 14336)
     ffn(8, 256, 99)

@@ -60,23 +60,34 @@ def test_other_devices_have_other_kernels():
     assert not gpu_stream_ffn.fits(x, weight.view(-1, 1024))
 
 
-@on_hopper
+@pytest.fixture
+def as_a_hopper(monkeypatch):
+    monkeypatch.setattr(gpu_stream, "runs_on", lambda device: True)
+
+
+@pytest.mark.usefixtures("as_a_hopper")
 def test_what_fits():
-    x, weight = random(4, 512, dtype=BF16), random(64, 512, dtype=BF16)
-    assert gpu_stream_linear.fits(x, weight)
-    assert gpu_stream_linear.fits(x, random(64, 1024, dtype=BF16)[:, :512])
-    assert not gpu_stream_linear.fits(x, random(64, 520, dtype=BF16)[:, 3:515])
-    assert not gpu_stream_linear.fits(x.float(), weight.float())
-    assert not gpu_stream_linear.fits(x[:, :500].contiguous(), weight[:, :500].contiguous())
-    assert not gpu_stream_linear.fits(random(9, 512, dtype=BF16), weight)
-    assert not gpu_stream_linear.fits(random(1, 16384, dtype=BF16), random(8, 16384, dtype=BF16))
+    def fits(num_tokens, width, stride=0, first=0, dtype=BF16):
+        weight = torch.zeros(64, stride or width, dtype=dtype)[:, first : first + width]
+        return gpu_stream_linear.fits(torch.zeros(num_tokens, width, dtype=dtype), weight)
+
+    assert fits(1, 4096)
+    assert fits(8, 4096)
+    assert fits(4, 1536)
+    assert fits(4, 4096, stride=8192)
+    assert not fits(4, 4096, stride=4100), "rows that lie 8 bytes apart from 16"
+    assert not fits(4, 4096, stride=8192, first=3)
+    assert not fits(4, 4096, dtype=torch.float32)
+    assert not fits(4, 4000)
+    assert not fits(4, 512), "one tile of one chunk"
+    assert not fits(9, 4096)
+    assert not fits(1, 16384)
 
 
-def check_product(num_tokens, rows, width, dtype, stride=0):
+def check_product(num_tokens, rows, width, apart=0):
+    dtype = BF16
     x, norm = random(num_tokens, width, dtype=dtype), random(width, seed=1, dtype=dtype)
-    weight = random(rows, width + stride, seed=2, dtype=dtype)[:, :width] / width**0.5
-    if stride:
-        weight = random(rows, width + stride, seed=2, dtype=dtype)[:, :width]
+    weight = (random(rows, width + apart, seed=2, dtype=dtype) / width**0.5)[:, :width]
     residual = random(num_tokens, rows, seed=3, dtype=dtype)
     assert gpu_stream_linear.fits(x, weight)
 
@@ -107,22 +118,21 @@ def check_product(num_tokens, rows, width, dtype, stride=0):
 @pytest.mark.parametrize("num_tokens", [1, 3, 4, 5, 8])
 @pytest.mark.parametrize(
     ("rows", "width"),
-    [(6144, 4096), (1280, 4096), (14336, 1280), (32003, 1024), (70, 256), (2, 512)],
+    [(6144, 4096), (1280, 4096), (14336, 1280), (32003, 1024), (70, 2560), (2, 4096)],
 )
 def test_products(num_tokens, rows, width):
-    check_product(num_tokens, rows, width, BF16)
+    check_product(num_tokens, rows, width)
 
 
 @on_hopper
-def test_products_of_other_halves_and_of_rows_that_lie_apart():
-    check_product(2, 333, 1024, torch.float16)
-    check_product(7, 4096, 4096, BF16, stride=4096)
+def test_products_of_rows_that_lie_apart():
+    check_product(7, 4096, 4096, apart=4096)
 
 
-def ffn_arguments(num_tokens, hidden, neurons, density, dtype=BF16):
-    gate_up = random(neurons, 2 * hidden, seed=1, dtype=dtype) / hidden**0.5
-    down = random(neurons, hidden, seed=2, dtype=dtype) / 9
-    x = random(num_tokens, hidden, dtype=dtype)
+def ffn_arguments(num_tokens, hidden, neurons, density):
+    gate_up = random(neurons, 2 * hidden, seed=1, dtype=BF16) / hidden**0.5
+    down = random(neurons, hidden, seed=2, dtype=BF16) / 9
+    x = random(num_tokens, hidden, dtype=BF16)
     mask = torch.rand(num_tokens, neurons, generator=torch.Generator().manual_seed(3)) < density
     return x, gate_up, down, mask.to(DEVICE)
 
@@ -151,7 +161,7 @@ def test_ffn(num_tokens, density):
 @on_hopper
 def test_ffn_of_any_activation_and_size():
     activations = [a for a in Activation if a.is_sparse]
-    for activation, (hidden, neurons) in product(activations, [(256, 99), (1024, 3001)]):
+    for activation, (hidden, neurons) in product(activations, [(512, 99), (1024, 3001)]):
         check_ffn(3, hidden, neurons, 0.3, activation)
         check_ffn(6, hidden, neurons, 0.3, activation)
 
