@@ -34,6 +34,7 @@ from .gpu_norm import rounded as rounded_in_triton
 from .sizes import power_of_two_in
 
 MAX_TOKENS = 8
+MIN_WIDTH = 1024  # columns below which there is little to ask for early
 WARP_ROWS = 16  # of an instruction
 IN_REGISTERS = 32768  # elements of all tokens on their way into shared memory
 MAX_WIDTH = 512  # columns of tokens at a time
@@ -212,7 +213,7 @@ def fits(x: Tensor, weight: Tensor, groups: int) -> bool:
         runs_on(x.device)
         and x.dtype is weight.dtype is torch.bfloat16
         and num_tokens <= MAX_TOKENS
-        and width * padded(num_tokens) <= IN_REGISTERS
+        and MIN_WIDTH <= width <= IN_REGISTERS // padded(num_tokens)
         and width % (64 * groups) == 0
         and weight.stride(0) % 8 == 0
         and weight.data_ptr() % 16 == 0

@@ -100,4 +100,4 @@ if __name__ == "__main__":
     product(8, 14336, 1280, Epilogue.MASK, norm=False)
     product(3, 70, 1536, Epilogue.RELU, norm=False)
     ffn(1, 4096, 14336)
-    ffn(8, 256, 99)
+    ffn(8, 1024, 99)

@@ -79,7 +79,8 @@ def test_what_fits():
     assert not fits(4, 4096, stride=8192, first=3)
     assert not fits(4, 4096, dtype=torch.float32)
     assert not fits(4, 4000)
-    assert not fits(4, 512), "one tile of one chunk"
+    assert not fits(4, 512)
+    assert not fits(4, 2048), "one tile of one chunk"
     assert not fits(9, 4096)
     assert not fits(1, 16384)
 
@@ -161,7 +162,7 @@ def test_ffn(num_tokens, density):
 @on_hopper
 def test_ffn_of_any_activation_and_size():
     activations = [a for a in Activation if a.is_sparse]
-    for activation, (hidden, neurons) in product(activations, [(512, 99), (1024, 3001)]):
+    for activation, (hidden, neurons) in product(activations, [(1024, 99), (2048, 3001)]):
         check_ffn(3, hidden, neurons, 0.3, activation)
         check_ffn(6, hidden, neurons, 0.3, activation)
 
@@ -169,5 +170,5 @@ def test_ffn_of_any_activation_and_size():
 @on_hopper
 def test_one_program_takes_its_neurons_in_many_tiles(monkeypatch):
     monkeypatch.setattr(gpu_stream_ffn, "multiprocessors", lambda device: 1)
-    check_ffn(4, 512, 999, 0.5)
-    check_ffn(8, 512, 999, 0.5)
+    check_ffn(4, 1024, 999, 0.5)
+    check_ffn(8, 1024, 999, 0.5)
