@@ -320,8 +320,8 @@ def sparse(
         **overlap(device),
     )
     blocks = hidden // COLUMNS
-    size = (blocks, SPLITS, MAX_TOKENS, COLUMNS)
-    partial = torch.empty(size, dtype=torch.float32, device=device)
+    sizes = (blocks, SPLITS, MAX_TOKENS, COLUMNS)
+    partial = torch.empty(*sizes, dtype=torch.float32, device=device)
     out = torch.empty_like(x)
     down_kernel[(blocks, SPLITS)](
         values,

@@ -1,4 +1,5 @@
-"""The kernels that only a Hopper runs: compiled anywhere, and on one against the reference."""
+"""The kernels that only a Hopper runs: compiled and interpreted anywhere, and on one against the
+reference."""
 
 import json
 import os
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gluon_interpreter import interpret
 from on_gpu import DEVICE, close, random
 
 from turbosparse.models.batch import FfnMode
@@ -28,6 +30,28 @@ def hopper():
 
 def on_hopper(test):
     return pytest.mark.gpu(pytest.mark.usefixtures("hopper")(test))
+
+
+@pytest.fixture
+def as_a_hopper(monkeypatch):
+    monkeypatch.setattr(gpu_stream, "runs_on", lambda device: True)
+
+
+@pytest.fixture(params=[True, False], ids=["late copies", "late products"])
+def interpreted(request, monkeypatch, as_a_hopper):
+    if DEVICE.type != "cpu":
+        pytest.skip("runs on the GPU itself")
+    interpret(monkeypatch, late_copies=request.param)
+    monkeypatch.setattr(gpu_stream_ffn, "listed_and_normed", listed_and_normed)
+
+
+def listed_and_normed(mask, x, norm, eps):
+    """`gpu_list.listed_and_normed` without Triton."""
+    found = mask.any(0).nonzero().flatten().int()
+    listed = torch.zeros(mask.shape[1], dtype=torch.int32)
+    listed[: len(found)] = found
+    count = torch.tensor([len(found)], dtype=torch.int32)
+    return listed, count, x if norm is None else reference.rms_norm(x, norm, eps)
 
 
 def test_every_kernel_compiles_for_a_hopper_and_fits_its_shared_memory():
@@ -58,11 +82,6 @@ def test_other_devices_have_other_kernels():
     x, weight = torch.zeros(4, 512, dtype=BF16), torch.zeros(64, 512, dtype=BF16)
     assert not gpu_stream_linear.fits(x, weight)
     assert not gpu_stream_ffn.fits(x, weight.view(-1, 1024))
-
-
-@pytest.fixture
-def as_a_hopper(monkeypatch):
-    monkeypatch.setattr(gpu_stream, "runs_on", lambda device: True)
 
 
 @pytest.mark.usefixtures("as_a_hopper")
@@ -123,6 +142,29 @@ def check_product(num_tokens, rows, width, apart=0):
 )
 def test_products(num_tokens, rows, width):
     check_product(num_tokens, rows, width)
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("num_tokens", [1, 3, 5, 8])
+@pytest.mark.parametrize(
+    ("rows", "width"), [(19, 1280), (6, 1280), (70, 1536), (200, 1024), (300, 1280), (64, 3072)]
+)
+def test_products_interpreted(num_tokens, rows, width, monkeypatch):
+    monkeypatch.setattr(gpu_stream_linear, "multiprocessors", lambda device: 2)
+    gpu_stream_linear.cut_for.cache_clear()
+    check_product(num_tokens, rows, width, apart=8)
+    gpu_stream_linear.cut_for.cache_clear()
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("num_tokens", [1, 4, 5, 8])
+@pytest.mark.parametrize("density", [0.0, 0.02, 0.5, 1.0])
+@pytest.mark.parametrize(("hidden", "neurons"), [(1024, 300), (1280, 131)])
+def test_ffn_interpreted(num_tokens, density, hidden, neurons, monkeypatch):
+    sizes = {"LISTED": 16, "SPLITS": 2, "STAGES": 3, "multiprocessors": lambda device: 2}
+    for name, value in sizes.items():
+        monkeypatch.setattr(gpu_stream_ffn, name, value)
+    check_ffn(num_tokens, hidden, neurons, density)
 
 
 @on_hopper
