@@ -339,7 +339,7 @@ def _sparse(
             x, norm = rms_norm(x, norm, eps), None
         mask = gpu_predict.opened(x, gate_up[:, : x.shape[1]], activation, threshold)
     kernels = gpu_ffn_one if x.shape[0] <= gpu_ffn_one.MAX_TOKENS else gpu_ffn_few
-    if gpu_stream_ffn.fits(x, gate_up):
+    if gpu_stream_ffn.fits(x, gate_up, down):
         kernels = gpu_stream_ffn
     return kernels.sparse(
         x, gate_up, down, mask, activation, threshold, norm=norm, eps=eps, add=add, scale=scale

@@ -206,8 +206,7 @@ def runs_on(device: torch.device) -> bool:
 
 
 def fits(x: Tensor, weight: Tensor, groups: int) -> bool:
-    """Whether so few tokens are multiplied with such rows, in so many parts of their columns, and
-    the rows are copied 16 bytes at a time."""
+    """Whether so few tokens are multiplied with such rows, in so many parts of their columns."""
     num_tokens, width = x.shape
     return (
         runs_on(x.device)
@@ -215,9 +214,13 @@ def fits(x: Tensor, weight: Tensor, groups: int) -> bool:
         and num_tokens <= MAX_TOKENS
         and MIN_WIDTH <= width <= IN_REGISTERS // padded(num_tokens)
         and width % (64 * groups) == 0
-        and weight.stride(0) % 8 == 0
-        and weight.data_ptr() % 16 == 0
+        and is_aligned(weight)
     )
+
+
+def is_aligned(weight: Tensor) -> bool:
+    """Whether its rows can be copied 16 bytes at a time."""
+    return weight.stride(0) % 8 == 0 and weight.data_ptr() % 16 == 0
 
 
 def padded(num_tokens: int) -> int:

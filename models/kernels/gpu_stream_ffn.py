@@ -263,10 +263,11 @@ def down_kernel(
         gl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=there)
 
 
-def fits(x: Tensor, gate_up: Tensor) -> bool:
+def fits(x: Tensor, gate_up: Tensor, down: Tensor) -> bool:
     """Whether these kernels compute the FFN of such tokens, on such a device."""
     groups = _groups(gpu_stream.padded(x.shape[0]))
-    return x.shape[1] % COLUMNS == 0 and gpu_stream.fits(x, gate_up, groups)
+    is_whole = x.shape[1] % COLUMNS == 0
+    return is_whole and gpu_stream.is_aligned(down) and gpu_stream.fits(x, gate_up, groups)
 
 
 def _groups(tokens: int) -> int:

@@ -81,7 +81,7 @@ def test_all_rows_are_someones_and_fit_their_tiles(num_rows):
 def test_other_devices_have_other_kernels():
     x, weight = torch.zeros(4, 512, dtype=BF16), torch.zeros(64, 512, dtype=BF16)
     assert not gpu_stream_linear.fits(x, weight)
-    assert not gpu_stream_ffn.fits(x, weight.view(-1, 1024))
+    assert not gpu_stream_ffn.fits(x, weight.view(-1, 1024), weight)
 
 
 @pytest.mark.usefixtures("as_a_hopper")
@@ -184,7 +184,7 @@ def ffn_arguments(num_tokens, hidden, neurons, density):
 
 def check_ffn(num_tokens, hidden, neurons, density, activation=Activation.DRELU):
     x, gate_up, down, mask = ffn_arguments(num_tokens, hidden, neurons, density)
-    assert gpu_stream_ffn.fits(x, gate_up)
+    assert gpu_stream_ffn.fits(x, gate_up, down)
     norm = random(hidden, seed=4, dtype=BF16)
     normed = reference.rms_norm(x, norm, 1e-5)
     weights = (gate_up, down, mask, activation, 0.0)
