@@ -8,13 +8,13 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .gpu_attention import num_splits_for
+from .gpu_attention import BLOCK, num_splits_for
 from .gpu_join import LOG2_E, take, write
 from .gpu_launch import counters, overlap
 from .gpu_rotary import rotated_queries
 from .sizes import power_of_two
 
-BLOCK, STAGES = 64, 2  # positions at a time, blocks under way
+STAGES = 2  # blocks under way
 
 
 @triton.jit

@@ -29,6 +29,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.extra.cuda import gdc_wait
 
+from .gpu_gated import activate as activate_in_triton
 from .gpu_launch import shared_memory
 from .gpu_norm import rounded as rounded_in_triton
 from .sizes import power_of_two_in
@@ -37,9 +38,9 @@ MAX_TOKENS = 8
 MIN_WIDTH = 1024  # columns below which there is little to ask for early
 WARP_ROWS = 16  # of an instruction
 IN_REGISTERS = 32768  # elements of all tokens on their way into shared memory
-MAX_WIDTH = 512  # columns of tokens at a time
+MAX_WIDTH, TILE_WIDTH = 512, 128  # columns of tokens at a time, and of a tile, at most
 
-rounded = gluon.jit(rounded_in_triton.fn)
+activate, rounded = gluon.jit(activate_in_triton.fn), gluon.jit(rounded_in_triton.fn)
 
 
 @gluon.constexpr_function
@@ -199,6 +200,15 @@ def tile_sums(
     return gl.sum(gl.sum(gl.reshape(acc, [GROUPS, M // GROUPS, GROUPS, TOKENS]), 2), 0)
 
 
+@gluon.jit
+def pair_values(y, threshold, ACTIVATION: gl.constexpr, WARPS: gl.constexpr):
+    """Sums [rows, T], a gate's row before an up's -> values [rows / 2, T], to be stored."""
+    PAIRS: gl.constexpr = y.shape[0] // 2
+    pairs = gl.permute(gl.reshape(y, [PAIRS, 2, y.shape[1]]), (0, 2, 1))
+    gate, up = gl.split(gl.convert_layout(pairs, paired(PAIRS, WARPS)))
+    return gl.convert_layout(activate(gate, up, threshold, ACTIVATION), stored(PAIRS, WARPS))
+
+
 @cache
 def runs_on(device: torch.device) -> bool:
     """Whether the device has these instructions."""
@@ -228,13 +238,27 @@ def padded(num_tokens: int) -> int:
     return MAX_TOKENS // 2 if num_tokens <= MAX_TOKENS // 2 else MAX_TOKENS
 
 
-def blocks(part: int) -> tuple[int, int]:
-    """Columns of a tile, and of the tokens at a time, where a group has a part of them."""
-    width = min(MAX_WIDTH, power_of_two_in(part))
-    return min(128, width), width
+def chunk_width(part: int) -> int:
+    """Columns of tokens at a time, where a group has a part of them."""
+    return min(MAX_WIDTH, power_of_two_in(part))
 
 
-def stages(num_tokens: int, width: int, tile: int, steps: int, device: torch.device) -> int:
-    """Places of the ring that shared memory has beside the tokens, and what sums need."""
-    room = shared_memory(device) - padded(num_tokens) * (2 * width + 512)
-    return min(room // tile, steps + 1)
+def constants(
+    num_tokens: int, width: int, groups: int, warps: int, device: torch.device
+) -> dict[str, int]:
+    """How a kernel is compiled whose tiles are so many groups: as many are under way as shared
+    memory holds beside the tokens, and what sums need."""
+    part, tokens = width // groups, padded(num_tokens)
+    at_a_time = chunk_width(part)
+    columns = min(TILE_WIDTH, at_a_time)
+    room = shared_memory(device) - tokens * (2 * width + 512)
+    return {
+        "TOKENS": tokens,
+        "GROUPS": groups,
+        "CHUNKS": part // at_a_time,
+        "WIDTH": at_a_time,
+        "BLOCK_K": columns,
+        "STAGES": min(room // (2 * WARP_ROWS * warps * columns), part // columns + 1),
+        "WARPS": warps,
+        "num_warps": warps,
+    }

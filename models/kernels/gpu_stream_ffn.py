@@ -32,17 +32,16 @@ from .gpu_stream import (
     ask,
     copied,
     lying,
-    paired,
+    pair_values,
     put_tokens,
     stored,
     summed,
     tile_sums,
 )
-from .gpu_stream_linear import activate
 from .sizes import ceil_div
 
 WARPS = 8
-NEURONS = {4: 16, 8: 64}  # of a tile, for so many tokens (measured)
+GROUPS = {4: 4, 8: 1}  # of a tile, for so many tokens (measured)
 LISTED, COLUMNS, SPLITS, STAGES = 128, 128, 4, 4  # of output rows: neurons and columns of a tile
 
 
@@ -131,9 +130,7 @@ def values_kernel(
         y = tile_sums(ring, xs, gate_up_ptr, tile, tiles, now, coming, HIDDEN, TOKENS, WARPS)
         now = coming
         coming = _rows(tile + 2, list_ptr, begin, share, each, end, M, NEURONS, layout)
-        pairs = gl.permute(gl.reshape(y, [NEURONS, 2, TOKENS]), (0, 2, 1))
-        gate, up = gl.split(gl.convert_layout(pairs, paired(NEURONS, WARPS)))
-        value = gl.convert_layout(activate(gate, up, threshold, ACTIVATION), to)
+        value = pair_values(y, threshold, ACTIVATION, WARPS)
         value = gl.where(kept, value, 0.0).to(kind)
         gl.store(values_ptr + t[None, :] * places + place[:, None], value, mask=mine[:, None])
     if gl.program_id(0) == 0:
@@ -148,8 +145,8 @@ def values_kernel(
 def _neurons(
     list_ptr, step, end, BLOCK_N: gl.constexpr, SPLITS: gl.constexpr, layout: gl.constexpr
 ):
-    """Those of a step, negative past the last; not from the first-level cache, where a list of
-    another layer may be as long as this kernel has not waited."""
+    """Those of a step, negative past the last. They are read before the wait, and so not from the
+    first-level cache, which may still hold another layer's."""
     first = (gl.program_id(1) + step * SPLITS) * BLOCK_N
     place = first + gl.arange(0, BLOCK_N, gl.SliceLayout(1, layout))
     return gl.load(list_ptr + place, mask=place < end, other=-1, cache_modifier=".cg")
@@ -243,20 +240,16 @@ def down_kernel(
     acc = warpgroup_mma_wait(0, deps=[acc])
     async_copy.wait_group(0)
     y = gl.convert_layout(acc, to)
-    last = True
-    if SPLITS > 1:
-        shares = partial_ptr + (block * SPLITS * TOKENS + t[None, :]) * BLOCK_C + c[:, None]
-        gl.store(shares + split * TOKENS * BLOCK_C, y, mask=there)
-        debug_barrier()
-        counter = counter_ptr + block
-        last = gl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == SPLITS - 1
-    if last:
-        if SPLITS > 1:
-            gl.store(counter, 0)
-            y = gl.zeros([BLOCK_C, TOKENS], gl.float32, to)
-            for part in gl.static_range(SPLITS):
-                of = shares + part * TOKENS * BLOCK_C
-                y += gl.load(of, mask=there, other=0.0, cache_modifier=".cg")
+    shares = partial_ptr + (block * SPLITS * TOKENS + t[None, :]) * BLOCK_C + c[:, None]
+    gl.store(shares + split * TOKENS * BLOCK_C, y, mask=there)
+    debug_barrier()
+    counter = counter_ptr + block
+    if gl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == SPLITS - 1:
+        gl.store(counter, 0)
+        y = gl.zeros([BLOCK_C, TOKENS], gl.float32, to)
+        for part in gl.static_range(SPLITS):
+            of = shares + part * TOKENS * BLOCK_C
+            y += gl.load(of, mask=there, other=0.0, cache_modifier=".cg")
         at = t[None, :] * HIDDEN + (block * BLOCK_C + c)[:, None]
         if ADD:
             y = gl.load(add_ptr + at, mask=there, other=0.0).to(gl.float32) + scale * y
@@ -265,13 +258,9 @@ def down_kernel(
 
 def fits(x: Tensor, gate_up: Tensor, down: Tensor) -> bool:
     """Whether these kernels compute the FFN of such tokens, on such a device."""
-    groups = _groups(gpu_stream.padded(x.shape[0]))
+    groups = GROUPS[gpu_stream.padded(x.shape[0])]
     is_whole = x.shape[1] % COLUMNS == 0
     return is_whole and gpu_stream.is_aligned(down) and gpu_stream.fits(x, gate_up, groups)
-
-
-def _groups(tokens: int) -> int:
-    return WARP_ROWS * WARPS // (2 * NEURONS[tokens])
 
 
 def sparse(
@@ -289,10 +278,7 @@ def sparse(
 ) -> Tensor:
     """`gpu_ffn_few.sparse` for tokens that `fits`."""
     (num_tokens, hidden), total, device = x.shape, gate_up.shape[0], x.device
-    tokens = gpu_stream.padded(num_tokens)
-    groups = _groups(tokens)
-    columns, at_a_time = gpu_stream.blocks(hidden // groups)
-    steps, tile_bytes = hidden // groups // columns, 2 * WARP_ROWS * WARPS * columns
+    groups = GROUPS[gpu_stream.padded(num_tokens)]
     neurons, count, x = listed_and_normed(mask, x, norm, eps)
     places = (ceil_div(total, LISTED) + 1) * LISTED
     values = torch.empty(MAX_TOKENS, places, dtype=x.dtype, device=device)
@@ -307,17 +293,10 @@ def sparse(
         num_tokens,
         total,
         places,
-        TOKENS=tokens,
-        NEURONS=NEURONS[tokens],
-        GROUPS=groups,
-        CHUNKS=hidden // groups // at_a_time,
-        WIDTH=at_a_time,
-        BLOCK_K=columns,
-        STAGES=gpu_stream.stages(num_tokens, hidden, tile_bytes, steps, device),
+        NEURONS=WARP_ROWS * WARPS // (2 * groups),
         BEYOND=LISTED,
         ACTIVATION=activation.value,
-        WARPS=WARPS,
-        num_warps=WARPS,
+        **gpu_stream.constants(num_tokens, hidden, groups, WARPS, device),
         **overlap(device),
     )
     blocks = hidden // COLUMNS

@@ -17,23 +17,22 @@ from triton.language.extra.cuda import gdc_launch_dependents
 from . import gpu_stream
 from .gpu_epilogue import Epilogue
 from .gpu_epilogue import finish as finish_in_triton
-from .gpu_gated import activate as activate_in_triton
 from .gpu_launch import multiprocessors, overlap
 from .gpu_stream import (
     WARP_ROWS,
     ask,
     copied,
     lying,
-    paired,
+    pair_values,
     put_tokens,
     stored,
     tile_sums,
 )
-from .sizes import ceil_div, power_of_two, power_of_two_in
+from .sizes import ceil_div, power_of_two
 
 ROWS = 64  # of a tile, at most
 
-activate, finish = gluon.jit(activate_in_triton.fn), gluon.jit(finish_in_triton.fn)
+finish = gluon.jit(finish_in_triton.fn)
 
 
 @gluon.jit
@@ -107,10 +106,7 @@ def product_kernel(
         now = coming
         coming = _rows(tile + 2, begin, end, rows, M, ROWS, layout)
         if EPILOGUE == 3:
-            pairs = gl.permute(gl.reshape(y, [OUT, 2, TOKENS]), (0, 2, 1))
-            gate, up = gl.split(gl.convert_layout(pairs, paired(OUT, WARPS)))
-            y = gl.convert_layout(activate(gate, up, threshold, "silu"), to)
-            y = y.to(out_ptr.dtype.element_ty)
+            y = pair_values(y, threshold, "silu", WARPS).to(out_ptr.dtype.element_ty)
         else:
             y = gl.convert_layout(y, to)
             if ADD:
@@ -152,7 +148,7 @@ def fits(x: Tensor, weight: Tensor) -> bool:
     for one tile of one chunk, where it unrolls all loops."""
     cut = cut_for(weight.shape[0], x.device)
     part = x.shape[1] // cut.groups
-    has_loop = cut.tiles > 1 or part > gpu_stream.MAX_WIDTH or part != power_of_two_in(part)
+    has_loop = cut.tiles > 1 or part > gpu_stream.chunk_width(part)
     return has_loop and gpu_stream.fits(x, weight, cut.groups)
 
 
@@ -167,13 +163,9 @@ def multiply(
     add: Tensor | None,
     scale: float,
 ) -> Tensor:
-    """`gpu_linear.multiply` for shapes that `fits`; x is normed by norm [WIDTH] and eps first,
-    where they are given."""
+    """`gpu_linear.multiply` for shapes that `fits`."""
     (num_tokens, width), num_rows, device = x.shape, weight.shape[0], x.device
     cut = cut_for(num_rows, device)
-    part = width // cut.groups
-    columns, at_a_time = gpu_stream.blocks(part)
-    tile_bytes = 2 * cut.groups * cut.block * columns
     product_kernel[(ceil_div(num_rows, cut.share),)](
         x,
         norm,
@@ -189,18 +181,11 @@ def multiply(
         cut.rows,
         cut.tiles,
         STRIDE=weight.stride(0),
-        TOKENS=gpu_stream.padded(num_tokens),
         ROWS=cut.block,
-        GROUPS=cut.groups,
-        CHUNKS=part // at_a_time,
-        WIDTH=at_a_time,
-        BLOCK_K=columns,
-        STAGES=gpu_stream.stages(num_tokens, width, tile_bytes, part // columns, device),
         EPILOGUE=int(epilogue),
         NORM=norm is not None,
         ADD=add is not None,
-        WARPS=cut.warps,
-        num_warps=cut.warps,
+        **gpu_stream.constants(num_tokens, width, cut.groups, cut.warps, device),
         **overlap(device),
     )
     return out
