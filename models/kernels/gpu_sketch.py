@@ -25,14 +25,20 @@ FIRST = tl.constexpr(0x4B000000)  # 2 ** 23 as a float's bits
 
 
 @triton.jit
-def _numbers(words, SLOT: tl.constexpr, BITS: tl.constexpr):
-    """One slot of a tile's words, as floats from 0: `reference.unpack` has the layout."""
-    PER_WORD: tl.constexpr = 32 // BITS
-    if SLOT < BITS * PER_WORD:
-        number = (words[SLOT // PER_WORD] >> (SLOT % PER_WORD * BITS)) & ((1 << BITS) - 1)
-    else:  # the last two of three bits
-        low = (words[2 * SLOT - 60] >> 30) & 3
-        number = low | (((words[1] >> SLOT) & 1) << 2)
+def _number(word, place, BITS: tl.constexpr):
+    """What a word holds at a place, as a float from 0: `reference.unpack` has the layout."""
+    return _float((word >> (place * BITS)) & ((1 << BITS) - 1))
+
+
+@triton.jit
+def _last_number(words, SLOT: tl.constexpr):
+    """The same of the last two slots of three bits, which are in three words."""
+    low = (words[2 * SLOT - 60] >> 30) & 3
+    return _float(low | (((words[1] >> SLOT) & 1) << 2))
+
+
+@triton.jit
+def _float(number):
     return (number | FIRST).to(tl.float32, bitcast=True) - 8388608.0
 
 
@@ -71,9 +77,13 @@ def one_kernel(
         gdc_wait()
     acc = tl.zeros((BLOCK_N * R, BLOCK_W), tl.float32)
     total = tl.zeros((BLOCK_W,), tl.float32)
+    PER_WORD: tl.constexpr = 32 // BITS
     for slot in tl.static_range(32):
         x = tl.load(x_ptr + slot * WIDTH + w, mask=w < WIDTH, other=0.0).to(tl.float32)
-        acc += _numbers(words, slot, BITS) * x[None, :]
+        if slot < BITS * PER_WORD:
+            acc += _number(words[slot // PER_WORD], slot % PER_WORD, BITS) * x[None, :]
+        else:
+            acc += _last_number(words, slot) * x[None, :]
         total += x
     MIDDLE: tl.constexpr = ((1 << BITS) - 1) / 2
     scores = tl.sum((acc - MIDDLE * total[None, :]) * scale.to(tl.float32), 1)
@@ -115,18 +125,25 @@ def few_kernel(
     MIDDLE: tl.constexpr = ((1 << BITS) - 1) / 2
     kind = x_ptr.dtype.element_ty
     token = x_ptr + t[None, :].to(tl.int64) * (32 * WIDTH)
+    PER_WORD: tl.constexpr = 32 // BITS
+    is_there = t[None, :] < num_tokens
     acc = tl.zeros((BLOCK_N * R, BLOCK_T), tl.float32)
-    for start in tl.range(0, WIDTH, BLOCK_W):
+    for start in tl.range(0, WIDTH, BLOCK_W, num_stages=1):
         words = ()
         for p in tl.static_range(BITS):
             at = (rows[:, None] * BITS + p) * WIDTH + (start + w)[None, :]
             words = words + (tl.load(codes_ptr + at),)  # noqa: RUF005
         group = (start + w) // (WIDTH // GROUPS)
         scale = tl.load(scales_ptr + rows[:, None] * GROUPS + group[None, :]).to(tl.float32)
-        for slot in tl.static_range(32):
-            at = slot * WIDTH + start + w
-            x = tl.load(token + at[:, None], mask=t[None, :] < num_tokens, other=0.0)
-            row = ((_numbers(words, slot, BITS) - MIDDLE) * scale).to(kind)
+        column = token + (start + w)[:, None]
+        for p in tl.static_range(BITS):
+            for place in tl.range(PER_WORD):
+                x = tl.load(column + (p * PER_WORD + place) * WIDTH, mask=is_there, other=0.0)
+                row = ((_number(words[p], place, BITS) - MIDDLE) * scale).to(kind)
+                acc = tl.dot(row, x, acc, input_precision="ieee")
+        for slot in tl.static_range(BITS * PER_WORD, 32):
+            x = tl.load(column + slot * WIDTH, mask=is_there, other=0.0)
+            row = ((_last_number(words, slot) - MIDDLE) * scale).to(kind)
             acc = tl.dot(row, x, acc, input_precision="ieee")
     least = tl.min(tl.reshape(acc, (BLOCK_N, R, BLOCK_T)), 1)
     if LIMITS:

@@ -220,7 +220,8 @@ def fits(x: Tensor, weight: Tensor, groups: int) -> bool:
     num_tokens, width = x.shape
     return (
         runs_on(x.device)
-        and x.dtype is weight.dtype is torch.bfloat16
+        and x.dtype is weight.dtype
+        and x.dtype in (torch.bfloat16, torch.float16)
         and num_tokens <= MAX_TOKENS
         and MIN_WIDTH <= width <= IN_REGISTERS // padded(num_tokens)
         and width % (64 * groups) == 0
@@ -238,18 +239,14 @@ def padded(num_tokens: int) -> int:
     return MAX_TOKENS // 2 if num_tokens <= MAX_TOKENS // 2 else MAX_TOKENS
 
 
-def chunk_width(part: int) -> int:
-    """Columns of tokens at a time, where a group has a part of them."""
-    return min(MAX_WIDTH, power_of_two_in(part))
-
-
 def constants(
     num_tokens: int, width: int, groups: int, warps: int, device: torch.device
 ) -> dict[str, int]:
     """How a kernel is compiled whose tiles are so many groups: as many are under way as shared
-    memory holds beside the tokens, and what sums need."""
+    memory holds beside the tokens, and what sums need. There are two chunks at least: a product of
+    one tile and one chunk, where no loop is left, is not compiled by Triton 3.6."""
     part, tokens = width // groups, padded(num_tokens)
-    at_a_time = chunk_width(part)
+    at_a_time = min(MAX_WIDTH, power_of_two_in(part), part // 2)
     columns = min(TILE_WIDTH, at_a_time)
     room = shared_memory(device) - tokens * (2 * width + 512)
     return {

@@ -144,12 +144,8 @@ def _even(n: int) -> int:
 
 
 def fits(x: Tensor, weight: Tensor) -> bool:
-    """Whether the kernel multiplies such shapes, on such a device. Triton 3.6 does not compile it
-    for one tile of one chunk, where it unrolls all loops."""
-    cut = cut_for(weight.shape[0], x.device)
-    part = x.shape[1] // cut.groups
-    has_loop = cut.tiles > 1 or part > gpu_stream.chunk_width(part)
-    return has_loop and gpu_stream.fits(x, weight, cut.groups)
+    """Whether the kernel multiplies such shapes, on such a device."""
+    return gpu_stream.fits(x, weight, cut_for(weight.shape[0], x.device).groups)
 
 
 def multiply(

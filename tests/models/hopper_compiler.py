@@ -1,5 +1,5 @@
-"""Compiles the kernels that only a Hopper runs, on any machine with Triton, as they are launched
-for a 7B's shapes and for small ones: `python hopper_compiler.py` writes a line of JSON for each."""
+"""Compiles kernels for a Hopper, on any machine with Triton, as they are launched for a 7B's shapes
+and for small ones: `python hopper_compiler.py` writes a line of JSON for each."""
 
 import json
 import sys
@@ -9,10 +9,11 @@ import torch
 import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.experimental.gluon._runtime import GluonASTSource
+from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
 from turbosparse.models.config import Activation
-from turbosparse.models.kernels import gpu_stream_ffn, gpu_stream_linear
+from turbosparse.models.kernels import gpu_sketch, gpu_stream_ffn, gpu_stream_linear
 from turbosparse.models.kernels.gpu_epilogue import Epilogue
 
 POINTERS = {
@@ -39,25 +40,27 @@ class Compiled:
         names = self.kernel.arg_names
         values = dict(zip(names, arguments, strict=False)) | constants
         types, known, attributes = {}, {}, {}
-        for i, name in enumerate(names):
-            value = values[name]
-            if name in constants or value is None or (type(value) is int and value == 1):
+        for i, (name, parameter) in enumerate(zip(names, self.kernel.params, strict=True)):
+            value, is_special = values[name], not parameter.do_not_specialize
+            is_one = type(value) is int and value == 1 and is_special
+            if name in constants or value is None or is_one:
                 types[name], known[(i,)] = "constexpr", value
             elif isinstance(value, Tensor):
                 types[name], attributes[(i,)] = POINTERS[value.dtype], ALIGNED
             elif isinstance(value, int):
                 types[name] = "i32"
-                if value % 16 == 0 and name != "num_tokens":
+                if value % 16 == 0 and is_special:
                     attributes[(i,)] = ALIGNED
             else:
                 types[name] = "fp32"
+        source = GluonASTSource if isinstance(self.kernel, GluonJITFunction) else ASTSource
         binary = triton.compile(
-            GluonASTSource(self.kernel, types, known, attributes),
+            source(self.kernel, types, known, attributes),
             target=GPUTarget("cuda", 90, 32),
             options={"num_warps": num_warps, "launch_pdl": True},
         )
         shared = binary.metadata.shared
-        products = binary.asm["ptx"].count("wgmma.mma_async")
+        products = binary.asm["ptx"].count("mma.")
         sys.stdout.write(json.dumps([self.kernel.__name__, shared, products]) + "\n")
 
 
@@ -85,8 +88,16 @@ def ffn(num_tokens: int, hidden: int, neurons: int) -> None:
     )
 
 
+def sketch(num_tokens: int, bits: int) -> None:
+    codes = empty(14336, 2, bits, 4096 // 32, dtype=torch.int32)
+    scales = empty(14336, 2, 4096 // 64, dtype=torch.float16)
+    gpu_sketch.sketch(empty(num_tokens, 4096), codes, scales, 0.0)
+
+
 if __name__ == "__main__":
     for module, name in (
+        (gpu_sketch, "one_kernel"),
+        (gpu_sketch, "few_kernel"),
         (gpu_stream_linear, "product_kernel"),
         (gpu_stream_ffn, "values_kernel"),
         (gpu_stream_ffn, "down_kernel"),
@@ -99,5 +110,9 @@ if __name__ == "__main__":
     product(1, 4096, 4096, Epilogue.NONE, norm=False)
     product(8, 14336, 1280, Epilogue.MASK, norm=False)
     product(3, 70, 1536, Epilogue.RELU, norm=False)
+    product(4, 2048, 2048, Epilogue.NONE, norm=False)
     ffn(1, 4096, 14336)
     ffn(8, 1024, 99)
+    sketch(1, 4)
+    sketch(2, 3)
+    sketch(64, 4)
