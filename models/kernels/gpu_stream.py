@@ -35,7 +35,7 @@ from .gpu_norm import rounded as rounded_in_triton
 from .sizes import power_of_two_in
 
 MAX_TOKENS = 8
-MIN_WIDTH = 1024  # columns below which there is little to ask for early
+MIN_WIDTH = 512  # columns below which there is little to ask for early; of one token twice as many
 WARP_ROWS = 16  # of an instruction
 IN_REGISTERS = 32768  # elements of all tokens on their way into shared memory
 MAX_WIDTH, TILE_WIDTH = 512, 128  # columns of tokens at a time, and of a tile, at most
@@ -218,12 +218,13 @@ def runs_on(device: torch.device) -> bool:
 def fits(x: Tensor, weight: Tensor, groups: int) -> bool:
     """Whether so few tokens are multiplied with such rows, in so many parts of their columns."""
     num_tokens, width = x.shape
+    least = MIN_WIDTH if num_tokens > 1 else 2 * MIN_WIDTH
     return (
         runs_on(x.device)
         and x.dtype is weight.dtype
         and x.dtype in (torch.bfloat16, torch.float16)
         and num_tokens <= MAX_TOKENS
-        and MIN_WIDTH <= width <= IN_REGISTERS // padded(num_tokens)
+        and least <= width <= IN_REGISTERS // padded(num_tokens)
         and width % (64 * groups) == 0
         and is_aligned(weight)
     )

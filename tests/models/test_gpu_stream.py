@@ -36,6 +36,9 @@ def interpreted(request, monkeypatch, as_a_hopper):
         pytest.skip("runs on the GPU itself")
     interpret(monkeypatch, late_copies=request.param)
     monkeypatch.setattr(gpu_stream_ffn, "listed_and_normed", listed_and_normed)
+    for module in (gpu_stream_linear, gpu_stream_ffn):
+        monkeypatch.setattr(module, "multiprocessors", lambda device: 2)
+    monkeypatch.setattr(gpu_stream_linear, "cut_for", gpu_stream_linear.cut_for.__wrapped__)
 
 
 def listed_and_normed(mask, x, norm, eps):
@@ -79,7 +82,9 @@ def test_what_fits():
     assert not fits(4, 4096, stride=8192, first=3)
     assert not fits(4, 4096, dtype=torch.float32)
     assert not fits(4, 4000)
-    assert not fits(4, 512)
+    assert fits(2, 512)
+    assert not fits(1, 512)
+    assert not fits(4, 256)
     assert not fits(9, 4096)
     assert not fits(1, 16384)
 
@@ -124,6 +129,13 @@ def test_products(num_tokens, rows, width):
 
 
 @on_hopper
+@pytest.mark.parametrize(("rows", "width"), [(1536, 512), (333, 768), (3000, 512)])
+def test_products_of_narrow_rows(rows, width):
+    check_product(2, rows, width)
+    check_product(8, rows, width)
+
+
+@on_hopper
 @pytest.mark.parametrize(("rows", "width"), [(4096, 4096), (90, 2048)])
 def test_products_of_fp16(rows, width):
     check_product(1, rows, width, dtype=torch.float16)
@@ -136,10 +148,15 @@ def test_products_of_fp16(rows, width):
     ("rows", "width"),
     [(19, 1280), (6, 1280), (70, 1536), (200, 1024), (300, 1280), (64, 3072), (30, 2048)],
 )
-def test_products_interpreted(num_tokens, rows, width, monkeypatch):
-    monkeypatch.setattr(gpu_stream_linear, "multiprocessors", lambda device: 2)
-    monkeypatch.setattr(gpu_stream_linear, "cut_for", gpu_stream_linear.cut_for.__wrapped__)
+def test_products_interpreted(num_tokens, rows, width):
     check_product(num_tokens, rows, width, apart=8)
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize(("rows", "width"), [(19, 512), (300, 768)])
+def test_products_of_narrow_rows_interpreted(rows, width):
+    check_product(2, rows, width)
+    check_product(8, rows, width)
 
 
 @pytest.mark.usefixtures("interpreted")
@@ -149,8 +166,7 @@ def test_products_interpreted(num_tokens, rows, width, monkeypatch):
     [(1, 1024, 300), (4, 1280, 131), (5, 1024, 131), (8, 1280, 300)],
 )
 def test_ffn_interpreted(num_tokens, hidden, neurons, density, monkeypatch):
-    sizes = {"LISTED": 16, "SPLITS": 2, "STAGES": 3, "multiprocessors": lambda device: 2}
-    for name, value in sizes.items():
+    for name, value in {"LISTED": 16, "SPLITS": 2, "STAGES": 3}.items():
         monkeypatch.setattr(gpu_stream_ffn, name, value)
     check_ffn(num_tokens, hidden, neurons, density)
 
@@ -192,7 +208,8 @@ def test_ffn(num_tokens, density):
 @on_hopper
 def test_ffn_of_any_activation_and_size():
     activations = [a for a in Activation if a.is_sparse]
-    for activation, (hidden, neurons) in product(activations, [(1024, 99), (2048, 3001)]):
+    sizes = [(512, 99), (1024, 99), (2048, 3001)]
+    for activation, (hidden, neurons) in product(activations, sizes):
         check_ffn(3, hidden, neurons, 0.3, activation)
         check_ffn(6, hidden, neurons, 0.3, activation)
 
