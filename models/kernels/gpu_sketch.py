@@ -2,10 +2,11 @@
 # pyright: reportMissingImports=false, reportGeneralTypeIssues=false
 """Triton: scores of packed rows, unpacked in registers.
 
-A number is made a float by writing it into the mantissa of 2 ** 23, which two ordinary
-instructions do; converting it would take as long as four. One token: a program holds its rows'
-words before it waits for `x`, and multiplies by the scales once it has added up what shares one.
-More tokens: tiles on tensor cores, each number scaled first.
+Bits of a word with all others masked are a float already, next to zero: n times a power of two that
+depends on their place. Instructions multiply such floats as fast as any, so that unpacking is the
+mask, and for the upper bits a shift; what it is multiplied by is large instead. One token: a program
+holds its rows' words before it waits for `x`, and multiplies by the scales once it has added up what
+shares one. More tokens: tiles on tensor cores, each number scaled first.
 """
 
 import torch
@@ -21,25 +22,22 @@ from .sizes import ceil_div, power_of_two, power_of_two_in
 WORDS = 8192  # that a program of one token holds
 ROWS, TOKENS = 64, 64  # of a tile at most
 NEURONS = 2048  # that are unpacked at once where no kernel fits
-FIRST = tl.constexpr(0x4B000000)  # 2 ** 23 as a float's bits
+LEFT = tl.constexpr(2.0**-49)  # of n * 2 ** -149, the float of bits n, times 2 ** 100
 
 
 @triton.jit
-def _number(word, place, BITS: tl.constexpr):
-    """What a word holds at a place, as a float from 0: `reference.unpack` has the layout."""
-    return _float((word >> (place * BITS)) & ((1 << BITS) - 1))
+def _times(y, word, PLACE: tl.constexpr, BITS: tl.constexpr):
+    """What a word holds at a place, times LEFT * y: `reference.unpack` has the layout."""
+    TOGETHER: tl.constexpr = 23 // BITS  # numbers that a mantissa holds
+    AT: tl.constexpr = PLACE % TOGETHER * BITS
+    bits = (word >> (PLACE // TOGETHER * TOGETHER * BITS)) & (((1 << BITS) - 1) << AT)
+    return bits.to(tl.float32, bitcast=True) * (y * 2.0 ** (100 - AT))
 
 
 @triton.jit
-def _last_number(words, SLOT: tl.constexpr):
-    """The same of the last two slots of three bits, which are in three words."""
-    low = (words[2 * SLOT - 60] >> 30) & 3
-    return _float(low | (((words[1] >> SLOT) & 1) << 2))
-
-
-@triton.jit
-def _float(number):
-    return (number | FIRST).to(tl.float32, bitcast=True) - 8388608.0
+def _last(ends):
+    """The two numbers of three bits that the ends of three words are, as a word of their own."""
+    return (ends & 7) | ((ends >> 1) & 24) | ((ends << 2) & 32)
 
 
 @triton.jit
@@ -75,18 +73,20 @@ def one_kernel(
     scale = tl.load(scales_ptr + rows[:, None] * GROUPS + group[None, :], mask=inside, other=0.0)
     if PDL:
         gdc_wait()
+    if BITS == 3:
+        ends = tl.zeros((BLOCK_N * R, BLOCK_W), tl.int32)
+        for p in tl.static_range(BITS):
+            ends |= ((words[p] >> 30) & 3) << (2 * p)
+        words = words + (_last(ends),)  # noqa: RUF005
     acc = tl.zeros((BLOCK_N * R, BLOCK_W), tl.float32)
     total = tl.zeros((BLOCK_W,), tl.float32)
     PER_WORD: tl.constexpr = 32 // BITS
     for slot in tl.static_range(32):
         x = tl.load(x_ptr + slot * WIDTH + w, mask=w < WIDTH, other=0.0).to(tl.float32)
-        if slot < BITS * PER_WORD:
-            acc += _number(words[slot // PER_WORD], slot % PER_WORD, BITS) * x[None, :]
-        else:
-            acc += _last_number(words, slot) * x[None, :]
+        acc += _times(x[None, :], words[slot // PER_WORD], slot % PER_WORD, BITS)
         total += x
     MIDDLE: tl.constexpr = ((1 << BITS) - 1) / 2
-    scores = tl.sum((acc - MIDDLE * total[None, :]) * scale.to(tl.float32), 1)
+    scores = tl.sum((acc / LEFT - MIDDLE * total[None, :]) * scale.to(tl.float32), 1)
     least = tl.min(tl.reshape(scores, (BLOCK_N, R)), 1)
     if LIMITS:
         threshold = tl.load(limits_ptr)
@@ -122,28 +122,28 @@ def few_kernel(
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
-    MIDDLE: tl.constexpr = ((1 << BITS) - 1) / 2
-    kind = x_ptr.dtype.element_ty
-    token = x_ptr + t[None, :].to(tl.int64) * (32 * WIDTH)
     PER_WORD: tl.constexpr = 32 // BITS
+    MIDDLE: tl.constexpr = ((1 << BITS) - 1) / 2 * LEFT
+    kind = x_ptr.dtype.element_ty
     is_there = t[None, :] < num_tokens
+    token = x_ptr + t[None, :].to(tl.int64) * (32 * WIDTH)
     acc = tl.zeros((BLOCK_N * R, BLOCK_T), tl.float32)
     for start in tl.range(0, WIDTH, BLOCK_W, num_stages=1):
-        words = ()
-        for p in tl.static_range(BITS):
-            at = (rows[:, None] * BITS + p) * WIDTH + (start + w)[None, :]
-            words = words + (tl.load(codes_ptr + at),)  # noqa: RUF005
         group = (start + w) // (WIDTH // GROUPS)
-        scale = tl.load(scales_ptr + rows[:, None] * GROUPS + group[None, :]).to(tl.float32)
-        column = token + (start + w)[:, None]
-        for p in tl.static_range(BITS):
-            for place in tl.range(PER_WORD):
-                x = tl.load(column + (p * PER_WORD + place) * WIDTH, mask=is_there, other=0.0)
-                row = ((_number(words[p], place, BITS) - MIDDLE) * scale).to(kind)
+        scale = tl.load(scales_ptr + rows[:, None] * GROUPS + group[None, :]).to(tl.float32) / LEFT
+        columns = token + (start + w)[:, None]
+        ends = tl.zeros((BLOCK_N * R, BLOCK_W), tl.int32)
+        for p in tl.range(BITS, num_stages=1):
+            word = tl.load(codes_ptr + (rows[:, None] * BITS + p) * WIDTH + (start + w)[None, :])
+            for place in tl.static_range(PER_WORD):
+                x = tl.load(columns + (p * PER_WORD + place) * WIDTH, mask=is_there, other=0.0)
+                row = ((_times(1.0, word, place, BITS) - MIDDLE) * scale).to(kind)
                 acc = tl.dot(row, x, acc, input_precision="ieee")
-        for slot in tl.static_range(BITS * PER_WORD, 32):
-            x = tl.load(column + slot * WIDTH, mask=is_there, other=0.0)
-            row = ((_last_number(words, slot) - MIDDLE) * scale).to(kind)
+            if BITS == 3:
+                ends |= ((word >> 30) & 3) << (2 * p)
+        for place in tl.static_range(32 - BITS * PER_WORD):
+            x = tl.load(columns + (BITS * PER_WORD + place) * WIDTH, mask=is_there, other=0.0)
+            row = ((_times(1.0, _last(ends), place, BITS) - MIDDLE) * scale).to(kind)
             acc = tl.dot(row, x, acc, input_precision="ieee")
     least = tl.min(tl.reshape(acc, (BLOCK_N, R, BLOCK_T)), 1)
     if LIMITS:
