@@ -4,9 +4,10 @@
 
 Bits of a word with all others masked are a float already, next to zero: n times a power of two that
 depends on their place. Instructions multiply such floats as fast as any, so that unpacking is the
-mask, and for the upper bits a shift; what it is multiplied by is large instead. One token: a program
-holds its rows' words before it waits for `x`, and multiplies by the scales once it has added up what
-shares one. More tokens: tiles on tensor cores, each number scaled first.
+mask, and for the upper bits a shift; what it is multiplied by is large instead.
+
+One token: a program holds its rows' words before it waits for `x`, and multiplies by the scales
+once it has added up what shares one. More tokens: tiles on tensor cores, each number scaled first.
 """
 
 import torch
@@ -36,7 +37,7 @@ def _times(y, word, PLACE: tl.constexpr, BITS: tl.constexpr):
 
 @triton.jit
 def _last(ends):
-    """The two numbers of three bits that the ends of three words are, as a word of their own."""
+    """A word of the two numbers of three bits that the ends of three words, two bits each, are."""
     return (ends & 7) | ((ends >> 1) & 24) | ((ends << 2) & 32)
 
 
@@ -135,10 +136,13 @@ def few_kernel(
         ends = tl.zeros((BLOCK_N * R, BLOCK_W), tl.int32)
         for p in tl.range(BITS, num_stages=1):
             word = tl.load(codes_ptr + (rows[:, None] * BITS + p) * WIDTH + (start + w)[None, :])
+            xs = ()
             for place in tl.static_range(PER_WORD):
-                x = tl.load(columns + (p * PER_WORD + place) * WIDTH, mask=is_there, other=0.0)
+                at = (p * PER_WORD + place) * WIDTH
+                xs = xs + (tl.load(columns + at, mask=is_there, other=0.0),)  # noqa: RUF005
+            for place in tl.static_range(PER_WORD):
                 row = ((_times(1.0, word, place, BITS) - MIDDLE) * scale).to(kind)
-                acc = tl.dot(row, x, acc, input_precision="ieee")
+                acc = tl.dot(row, xs[place], acc, input_precision="ieee")
             if BITS == 3:
                 ends |= ((word >> 30) & 3) << (2 * p)
         for place in tl.static_range(32 - BITS * PER_WORD):
@@ -174,7 +178,7 @@ def sketch(x: Tensor, codes: Tensor, scales: Tensor, threshold: float | Tensor) 
         "WIDTH": width,
         "GROUPS": scales.shape[2],
         "LIMITS": given,
-        "num_warps": 4,
+        "num_warps": 8 if num_tokens == 1 else 4,
         **overlap(x.device),
     }
     if num_tokens == 1:
