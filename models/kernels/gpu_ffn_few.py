@@ -206,10 +206,10 @@ def tiles_for(num_tokens: int, listed: bool, half: bool) -> Tiles:
     """The fastest measured on an H200 at TurboSparse-Mistral-7B's and -Mixtral-47B's shapes."""
     if not half:
         return Tiles(ROWS, 1, 16, 2, 32, 32, 4, 2)
-    if listed and 16 < num_tokens <= 32:
-        return Tiles(ROWS, 2, 64, 5, 128, 128, 4, 8)
+    if listed and num_tokens > 16:
+        return Tiles(ROWS, 2, 64, 5 if num_tokens <= 32 else 4, 128, 128, 4, 8)
     if listed:
-        return Tiles(ROWS, 1, 128, 5 if num_tokens <= 16 else 4, 128, 128, 4, 8)
+        return Tiles(ROWS, 1, 128, 5, 128, 128, 4, 8)
     if num_tokens <= 32:
         return Tiles(56, 2, 128, 3 if num_tokens <= 16 else 4, 128, 64, 4, 8)
     return Tiles(56, 2, 128, 4, 128, 64, 4, 6)
