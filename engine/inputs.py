@@ -6,13 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..models.batch import FfnMode, ForwardBatch, PageBudgets
 from .request import PageChoice, Request
 from .rows import Rows, row_of
 from .scheduler import Schedule, ScheduledRequest
-from .transfer import to_device
+from .transfer import to_device_together
+
+Arrays = dict[str, NDArray[np.generic]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +24,7 @@ class StepInputs:
 
     batch: ForwardBatch
     sampling: list[Request]
+    sampling_rows: Tensor  # [S] int64
 
 
 def gather(
@@ -55,63 +59,78 @@ def gather(
 
     query_lens = tuple([item.num_tokens for item in items])
     context_lens = tuple([item.end for item in items])
-    request_ids, query_starts = np.arange(len(items)), None
-    if len(items) < len(positions):
-        request_ids = np.repeat(request_ids, query_lens)
-        query_starts = np.cumsum((0, *query_lens), dtype=np.int32)
+    request_ids = np.arange(len(items))
     row_ids = np.array([row_of(item.request) for item in items])
     page_tables = rows.page_tables[row_ids, : -(-max(context_lens) // page_size)]
+    arrays: Arrays = {}
+    if len(items) < len(positions):
+        request_ids = np.repeat(request_ids, query_lens)
+        arrays["query_starts"] = np.cumsum((0, *query_lens), dtype=np.int32)
     places = np.array(positions, dtype=np.int64)
     pages = page_tables[request_ids, places // page_size].astype(np.int64)
-    slots = pages * page_size + places % page_size
+    arrays |= {
+        "token_ids": np.array(token_ids, dtype=np.int64),
+        "positions": places,
+        "slots": pages * page_size + places % page_size,
+        "request_ids": request_ids,
+        "page_tables": page_tables,
+        "sample_at": np.array(sample_at, dtype=np.int64),
+        "sampling_rows": row_ids[[item.samples for item in items]],
+    }
+    arrays |= _unread(unread, len(token_ids)) | _thresholds(items) | _budgets(items, page_size)
 
-    device = rows.device
-    ids = to_device(np.array(token_ids, dtype=np.int64), device)
+    sent = to_device_together(arrays, rows.device)
+    ids = sent["token_ids"]
     if unread:
-        unread_rows = np.full(len(token_ids), -1)
-        for place, row in unread:
-            unread_rows[place] = row
-        source = to_device(unread_rows, device)
-        ids = torch.where(source >= 0, rows.last_token[source.clamp(min=0)], ids)
+        ids = torch.where(sent["is_unread"], rows.last_token[sent["unread_rows"]], ids)
     batch = ForwardBatch(
         token_ids=ids,
-        positions=to_device(places, device),
-        slots=to_device(slots, device),
-        request_ids=to_device(request_ids, device),
-        page_tables=to_device(page_tables, device),
+        positions=sent["positions"],
+        slots=sent["slots"],
+        request_ids=sent["request_ids"],
+        page_tables=sent["page_tables"],
         query_lens=query_lens,
         context_lens=context_lens,
-        sample_at=to_device(np.array(sample_at, dtype=np.int64), device),
+        sample_at=sent["sample_at"],
         ffn_mode=mode,
-        query_starts=None if query_starts is None else to_device(query_starts, device),
+        query_starts=sent.get("query_starts"),
         active=active,
         union=None if active is None else active.new_zeros(len(active)),
-        thresholds=_thresholds(items, device),
-        budgets=_budgets(items, page_size, device, measured=measures_pages),
+        thresholds=sent.get("thresholds"),
+        budgets=_page_budgets(sent, measured=measures_pages),
     )
-    return StepInputs(batch, [item.request for item in items if item.samples])
+    sampling = [item.request for item in items if item.samples]
+    return StepInputs(batch, sampling, sent["sampling_rows"])
 
 
-def _thresholds(items: list[ScheduledRequest], device: torch.device) -> Tensor | None:
-    """Each token's threshold [T], NaN for the predictors' own; None where no request has one."""
+def _unread(unread: list[tuple[int, int]], num_tokens: int) -> Arrays:
+    """Which tokens are taken from a row, and from which; nothing where none is."""
+    if not unread:
+        return {}
+    is_unread, rows = np.zeros(num_tokens, dtype=np.bool_), np.zeros(num_tokens, dtype=np.int64)
+    for place, row in unread:
+        is_unread[place], rows[place] = True, row
+    return {"is_unread": is_unread, "unread_rows": rows}
+
+
+def _thresholds(items: list[ScheduledRequest]) -> Arrays:
+    """Each token's threshold [T], NaN for the predictors' own; nothing where no request has one."""
     values = [item.request.sampling.threshold for item in items]
     if all(value is None for value in values):
-        return None
+        return {}
     counts = [item.num_tokens for item in items]
     each = np.array([np.nan if v is None else v for v in values], dtype=np.float32)
-    return to_device(np.repeat(each, counts), device)
+    return {"thresholds": np.repeat(each, counts)}
 
 
-def _budgets(
-    items: list[ScheduledRequest], page_size: int, device: torch.device, *, measured: bool
-) -> PageBudgets | None:
-    """Each token's page budget; None where every token reads all of its context.
+def _budgets(items: list[ScheduledRequest], page_size: int) -> Arrays:
+    """Each token's page budget; nothing where every token reads all of its context.
 
     A token has one by its place in the request, not by the step that computes it: after a
     preemption the same tokens have it again.
     """
     if all(item.end <= item.request.num_exact_tokens for item in items):
-        return None
+        return {}
     counts: list[int] = []
     values: list[tuple[int, float, bool]] = []
     for item in items:
@@ -122,11 +141,19 @@ def _budgets(
         values += (0, 1.0, False), (pages, choice.share, choice.gated)
     each = np.repeat(np.array(values, dtype=np.float32), counts, axis=0)
     pages, shares, gated = np.ascontiguousarray(each.T)
-    is_mixed = len(items) < len(pages)
+    arrays: Arrays = {"pages": pages.astype(np.int32), "shares": shares, "gated": gated}
+    if len(items) < len(pages):
+        arrays["with_budget"] = np.flatnonzero(pages)
+    return arrays
+
+
+def _page_budgets(sent: dict[str, Tensor], *, measured: bool) -> PageBudgets | None:
+    if "pages" not in sent:
+        return None
     return PageBudgets(
-        pages=to_device(pages.astype(np.int32), device),
-        shares=to_device(shares, device),
-        gated=to_device(gated, device),
-        tokens=to_device(np.flatnonzero(pages), device) if is_mixed else None,
-        read=torch.zeros(len(pages), device=device) if measured else None,
+        pages=sent["pages"],
+        shares=sent["shares"],
+        gated=sent["gated"],
+        tokens=sent.get("with_budget"),
+        read=torch.zeros_like(sent["shares"]) if measured else None,
     )

@@ -49,10 +49,10 @@ class Rows:
             self.page_tables[row, start : len(request.pages)] = request.pages[start:]
             self.num_pages[row] = len(request.pages)
 
-    def store_sampled(self, requests: list[Request], token_ids: Tensor) -> None:
-        """Leave what was sampled where the next step finds it, without asking the host for it."""
-        row_ids = to_device([row_of(request) for request in requests], self.device)
-        self.last_token[row_ids] = token_ids
+    def store_sampled(self, rows: Tensor, token_ids: Tensor) -> None:
+        """Leave what was sampled for these rows where the next step finds it, without asking the
+        host for it; both [S] int64."""
+        self.last_token[rows] = token_ids
 
     def penalty_counts(self, row: int) -> tuple[Tensor, Tensor]:
         """(output counts [vocab] int32, in prompt [vocab] bool) of a row."""

@@ -111,7 +111,7 @@ class ModelRunner:
             token_ids, logprobs = sampler.sample(
                 logits, step.sampling, self.rows, self.eos_token_ids, self.decoder.ops
             )
-            self.rows.store_sampled(step.sampling, token_ids)
+            self.rows.store_sampled(step.sampling_rows, token_ids)
         return Launched(
             step.sampling,
             HostCopy(token_ids),

@@ -6,7 +6,9 @@ not depend on its neighbours, on preemption or on the batch's order.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..models.kernels.ops import Ops
@@ -14,7 +16,7 @@ from .logprobs import DeviceLogprobs, logprobs_of
 from .masks import allow_only
 from .request import Request
 from .rows import Rows, row_of
-from .transfer import to_device
+from .transfer import to_device, to_device_together
 
 MASK = (1 << 64) - 1
 
@@ -99,21 +101,21 @@ def _shape(logits: Tensor, request: Request, rows: Rows, eos_token_ids: tuple[in
 
 def _draw(logits: Tensor, requests: list[Request], ops: Ops) -> Tensor:
     """One token of each request's distribution: [R, vocab] -> [R] int64."""
-    device, params = logits.device, [r.sampling for r in requests]
-    temperature = to_device([p.temperature for p in params], device)
-    points = to_device(
-        [uniform(p.seed or 0, r.num_output_tokens) for p, r in zip(params, requests, strict=True)],
-        device,
-        torch.float64,
-    )
-    limits = None
+    params = [r.sampling for r in requests]
+    points = [uniform(r.sampling.seed or 0, r.num_output_tokens) for r in requests]
+    arrays: dict[str, NDArray[np.generic]] = {
+        "temperature": np.array([p.temperature for p in params], dtype=np.float32),
+        "points": np.array(points, dtype=np.float64),
+    }
     if any(p.has_limits for p in params):
-        limits = (
-            to_device([p.top_k or logits.shape[1] for p in params], device),
-            to_device([p.top_p for p in params], device),
-            to_device([p.min_p for p in params], device),
-        )
-    return ops.draw(logits, temperature, points, limits)
+        arrays |= {
+            "top_k": np.array([p.top_k or logits.shape[1] for p in params], dtype=np.int64),
+            "top_p": np.array([p.top_p for p in params], dtype=np.float32),
+            "min_p": np.array([p.min_p for p in params], dtype=np.float32),
+        }
+    sent = to_device_together(arrays, logits.device)
+    limits = (sent["top_k"], sent["top_p"], sent["min_p"]) if "top_k" in sent else None
+    return ops.draw(logits, sent["temperature"], sent["points"], limits)
 
 
 def _wants_logprobs(requests: list[Request]) -> bool:

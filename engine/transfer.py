@@ -6,12 +6,14 @@ the copy has been made: neither side ever writes what the other still reads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+ALIGNMENT = 64  # bytes; kernels read 16 at a time
 
 
 def to_device(
@@ -24,6 +26,31 @@ def to_device(
     if device.type == "cpu":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def to_device_together(
+    arrays: Mapping[str, NDArray[np.generic]], device: torch.device
+) -> dict[str, Tensor]:
+    """The arrays as tensors there, by their names, in one copy: a GPU waits for each as long as one
+    of its smaller kernels takes."""
+    tensors = {name: torch.as_tensor(array) for name, array in arrays.items()}
+    if device.type == "cpu":
+        return tensors
+    starts: dict[str, int] = {}
+    size = 0
+    for name, tensor in tensors.items():
+        starts[name] = size
+        size += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+    host = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+    for name, tensor in tensors.items():
+        _part(host, starts[name], tensor).copy_(tensor)
+    there = host.to(device, non_blocking=True)
+    return {name: _part(there, starts[name], tensor) for name, tensor in tensors.items()}
+
+
+def _part(memory: Tensor, start: int, like: Tensor) -> Tensor:
+    """Some bytes as a tensor like another."""
+    return memory[start : start + like.nbytes].view(like.dtype).view(like.shape)
 
 
 class HostCopy:
