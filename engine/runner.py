@@ -303,6 +303,7 @@ def _warm_up(model: LoadedModel) -> None:
     ids = random_ids(decoder, 4)
     logits = decoder(sequence_batch(ids), sequence_cache(decoder, len(ids)))
     ones = torch.ones(len(ids), device=ids.device)
+    decoder.ops.most_likely(logits)
     for limits in (None, (ids + 1, ones, ones)):
         decoder.ops.draw(logits, ones, ones.double() / 2, limits)
     logger.info("kernels ready after %.1f s", time.perf_counter() - started)

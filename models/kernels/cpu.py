@@ -324,6 +324,11 @@ def norm_route(
     return x, route(x, router, num_chosen)
 
 
+def most_likely(logits: Tensor) -> Tensor:
+    """numpy's is ten times as fast as torch's."""
+    return torch.from_numpy(logits.numpy().argmax(-1))
+
+
 def draw(logits: Tensor, temperature: Tensor, points: Tensor, limits: Limits | None) -> Tensor:
     token_ids = torch.empty(logits.shape[0], dtype=torch.int64)
     cpu_draw.draw(

@@ -17,6 +17,7 @@ from ..batch import FfnMode, ForwardBatch, PageBudgets, Routing
 from ..config import Activation
 from . import (
     gpu_attention,
+    gpu_best,
     gpu_chosen,
     gpu_draw,
     gpu_experts,
@@ -302,6 +303,10 @@ def experts(
     if x.dtype is not torch.bfloat16:
         return reference.experts(x, residual, scale, *weights, *arguments, mode, routing)
     return residual + scale * gpu_experts.ffn(x, *weights, *arguments, routing)
+
+
+def most_likely(logits: Tensor) -> Tensor:
+    return gpu_best.most_likely(logits)
 
 
 def draw(logits: Tensor, temperature: Tensor, points: Tensor, limits: Limits | None) -> Tensor:

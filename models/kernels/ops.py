@@ -93,6 +93,7 @@ class Ops:
         ],
         Tensor,
     ]
+    most_likely: Callable[[Tensor], Tensor]
     draw: Callable[[Tensor, Tensor, Tensor, Limits | None], Tensor]
 
     @property

@@ -365,6 +365,12 @@ def experts(
     return residual + scale * (values.where(mask & (weights != 0), 0).to(x.dtype) @ down)
 
 
+def most_likely(logits: Tensor) -> Tensor:
+    """The likeliest token, the first of those that are as likely: [R, vocab] float32 -> [R] int64.
+    A row with NaN has some token."""
+    return logits.argmax(-1)
+
+
 def draw(logits: Tensor, temperature: Tensor, points: Tensor, limits: Limits | None) -> Tensor:
     """A token of softmax(logits / temperature): its cumulative distribution inverted, [R] int64.
 

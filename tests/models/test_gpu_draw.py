@@ -1,4 +1,4 @@
-"""The Triton kernel that draws tokens against the reference."""
+"""The Triton kernels that choose tokens against the reference."""
 
 import pytest
 import torch
@@ -93,6 +93,39 @@ def test_a_row_is_drawn_alone_as_in_company():
         own = tuple(limit[r : r + 1] for limit in limits)
         alone = gpu.draw(logits[r : r + 1], temperature[r : r + 1], points[r : r + 1], own)
         assert alone.item() == together[r].item()
+
+
+def check_most_likely(num_rows: int, vocab: int) -> None:
+    logits = random(num_rows, vocab, seed=vocab).round(decimals=1)  # some are as likely
+    logits[:, : vocab // 3] = -torch.inf
+    assert torch.equal(gpu.most_likely(logits).cpu(), logits.cpu().argmax(-1))
+
+
+def test_most_likely():
+    for num_rows, vocab in ((1, 1), (3, 7), (2, 19), (5, 989), (2, 9001)):
+        check_most_likely(num_rows, vocab)
+
+
+@pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning")  # the interpreter's numpy
+def test_the_most_likely_is_the_first_of_equals_and_some_token_of_nan():
+    logits = random(4, 500)
+    logits[0] = -torch.inf
+    logits[1, [470, 30, 31]] = 9.0
+    logits[2] = torch.nan
+    logits[3] = 0.0
+    found = gpu.most_likely(logits).tolist()
+    assert found[:2] == [0, 30]
+    assert 0 <= found[2] < 500
+    assert found[3] == 0
+    wide = random(3, 600)[:, :500]
+    assert torch.equal(gpu.most_likely(wide).cpu(), wide.cpu().argmax(-1))
+
+
+@gpu_only
+@pytest.mark.parametrize(("num_rows", "vocab"), [(1, 32002), (256, 32000), (3, 262144)])
+def test_most_likely_of_whole_vocabularies(num_rows, vocab):
+    check_most_likely(num_rows, vocab)
+    check_most_likely(num_rows, vocab)  # counters are back at zero
 
 
 @gpu_only
