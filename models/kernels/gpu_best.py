@@ -54,10 +54,9 @@ def best_kernel(
     if tl.atomic_add(counter_ptr + row, 1, sem="acq_rel", scope="gpu") == SPLITS - 1:
         tl.store(counter_ptr + row, 0)
         shares = row * SPLITS + tl.arange(0, SPLITS)
-        values = tl.load(values_ptr + shares, cache_modifier=".cg")
-        ids = tl.load(ids_ptr + shares, cache_modifier=".cg")
-        best, token_id = _first_best(values, ids, vocab)
-        tl.store(token_ids_ptr + row, token_id.to(tl.int64))
+        bests = tl.load(values_ptr + shares, cache_modifier=".cg")
+        theirs = tl.load(ids_ptr + shares, cache_modifier=".cg")
+        tl.store(token_ids_ptr + row, _first_best(bests, theirs, vocab)[1].to(tl.int64))
 
 
 def most_likely(logits: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
 from turbosparse.models.config import Activation
-from turbosparse.models.kernels import gpu_sketch, gpu_stream_ffn, gpu_stream_linear
+from turbosparse.models.kernels import gpu_best, gpu_sketch, gpu_stream_ffn, gpu_stream_linear
 from turbosparse.models.kernels.gpu_epilogue import Epilogue
 
 POINTERS = {
@@ -21,6 +21,7 @@ POINTERS = {
     torch.float16: "*fp16",
     torch.float32: "*fp32",
     torch.int32: "*i32",
+    torch.int64: "*i64",
     torch.uint8: "*u8",
 }
 ALIGNED = [["tt.divisibility", 16]]
@@ -35,9 +36,9 @@ class Compiled:
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
         return self.compile
 
-    def compile(self, *arguments: object, num_warps: int, **constants: object) -> None:
-        constants["PDL"] = True
+    def compile(self, *arguments: object, num_warps: int = 4, **constants: object) -> None:
         names = self.kernel.arg_names
+        constants |= {"PDL": True} if "PDL" in names else {}
         values = dict(zip(names, arguments, strict=False)) | constants
         types, known, attributes = {}, {}, {}
         for i, (name, parameter) in enumerate(zip(names, self.kernel.params, strict=True)):
@@ -96,6 +97,7 @@ def sketch(num_tokens: int, bits: int) -> None:
 
 if __name__ == "__main__":
     for module, name in (
+        (gpu_best, "best_kernel"),
         (gpu_sketch, "one_kernel"),
         (gpu_sketch, "few_kernel"),
         (gpu_stream_linear, "product_kernel"),
@@ -116,3 +118,4 @@ if __name__ == "__main__":
     sketch(1, 4)
     sketch(2, 3)
     sketch(64, 4)
+    gpu_best.most_likely(empty(3, 32000, dtype=torch.float32))
