@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from turbosparse.engine import kv_cache
-from turbosparse.engine.graphs import DecodeGraphs, can_capture
+from turbosparse.engine.graphs import StepGraphs, can_capture
 from turbosparse.models.attention import LayerCache
 from turbosparse.models.batch import FfnMode, ForwardBatch, PageBudgets
 from turbosparse.models.decoder import Decoder
@@ -96,7 +96,7 @@ class Step:
             kept = [replace(cache, summary=None) for cache in kept]
         if not can_capture(self.decoder):
             return lambda batch: self.decoder(batch, kept)
-        graphs = DecodeGraphs(
+        graphs = StepGraphs(
             self.decoder,
             kept,
             FfnPolicy.always(mode),

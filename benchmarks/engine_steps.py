@@ -48,8 +48,9 @@ class Engine:
 
         seconds = first_token_seconds(self, num_prompt)
         yield row("prefill", num_prompt, seconds, num_prompt, "one step, exact, mask applied")
-        seconds = first_token_seconds(self, short)
-        yield row("first token", short, seconds, short, "from arrival to the host")
+        for length in (short, max(2, num_prompt // 32)):
+            seconds = first_token_seconds(self, length)
+            yield row("first token", length, seconds, length, "from arrival to the host")
         looped = decode_step_seconds(self, short, num_steps=short // 2)
         bare = bare_step_seconds(self, short)
         gap = f"{max(0.0, 1 - bare / looped):.1%} beyond the bare step of {bare * 1e3:.3f} ms"
@@ -59,7 +60,8 @@ class Engine:
 def start(
     directory: Path, device: str, dtype: str, max_tokens: int, num_threads: int | None
 ) -> Engine:
-    """An engine for one request at a time of up to `max_tokens`, each prompt in one step."""
+    """An engine for one request at a time of up to `max_tokens`, each prompt in one step, of which
+    those of up to 512 tokens are graphs."""
     config = EngineConfig(
         model=str(directory),
         device=device,

@@ -1,12 +1,14 @@
-"""Decode steps as CUDA graphs: one for each padded number of tokens, captured at start.
+"""Steps as CUDA graphs: one for each padded number of tokens, captured at start.
 
-A step is copied into the graph's own inputs, so nothing that the GPU reads is written by the host.
+Steps with pieces of prompts have graphs of their own: a host takes as long to launch the kernels of
+some hundred tokens as a GPU takes to run them. A step is copied into the graph's own inputs, so
+nothing that the GPU reads is written by the host.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from ..models.progress import track
 from ..models.sparsity.policy import FfnPolicy
 
 SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256)
+PIECES = (16, 32, 48, 64, 96, 128, 192, 256, 320, 384, 448, 512)  # of steps with some of prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,7 @@ class GraphKey:
     num_tokens: int
     ffn_mode: FfnMode
     chooses_pages: bool = False
+    holds_pieces: bool = False
 
 
 def can_capture(decoder: Decoder) -> bool:
@@ -49,8 +53,21 @@ def graph_key(
     return GraphKey(padded, policy.mode_for(padded), chooses_pages)
 
 
-class DecodeGraphs:
-    """The graphs of one model, and the tensors that they read."""
+def piece_key(num_tokens: int, max_tokens: int, policy: FfnPolicy) -> GraphKey | None:
+    """The graph that runs a step of `num_tokens`, some of them pieces of prompts; None if it is
+    larger than any."""
+    if num_tokens > min(max_tokens, PIECES[-1]):
+        return None
+    padded = PIECES[bisect_left(PIECES, num_tokens)]
+    return GraphKey(padded, policy.mode_for(padded), holds_pieces=True)
+
+
+class StepGraphs:
+    """The graphs of one model, and the tensors that they read.
+
+    There are none for steps of more than `max_tokens` requests, nor with pieces of prompts for more
+    than `max_piece_tokens` tokens.
+    """
 
     def __init__(
         self,
@@ -60,20 +77,26 @@ class DecodeGraphs:
         *,
         max_tokens: int,
         max_pages: int,
+        max_piece_tokens: int = 0,
     ) -> None:
         device = decoder.embedding.device
         self.decoder = decoder
         self.caches = caches
         self.policy = policy
         self.max_tokens = max_tokens
+        self.max_piece_tokens = max_piece_tokens
         self.graphs: dict[GraphKey, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        size = decode_sizes(max_tokens)[-1]
+        self._max_requests = decode_sizes(max_tokens)[-1]
+        size = max(self._max_requests, PIECES[-1] if max_piece_tokens else 0)
 
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(*shape, dtype=dtype, device=device)
 
         self._token_ids, self._positions, self._slots = zeros(size), zeros(size), zeros(size)
-        self._page_tables = zeros(size, max_pages, dtype=torch.int32)
+        # a request more stands for the tokens that are not there
+        self._page_tables = zeros(self._max_requests + 1, max_pages, dtype=torch.int32)
+        self._query_starts = zeros(self._max_requests + 2, dtype=torch.int32)
+        self._sample_at = zeros(self._max_requests)
         self._rows = torch.arange(size, device=device)
         self._budgets: PageBudgets | None = None
         if caches[0].summary is not None:
@@ -85,12 +108,16 @@ class DecodeGraphs:
         sizes = range(1, self.max_tokens + 1) if only is None else [only]
         kinds = [False] if self._budgets is None else [False, True]
         keys = {graph_key(n, self.max_tokens, self.policy, kind) for n in sizes for kind in kinds}
+        if only is None:
+            pieces = range(1, self.max_piece_tokens + 1)
+            keys |= {piece_key(n, self.max_piece_tokens, self.policy) for n in pieces}
         found = sorted((k for k in keys if k is not None), key=lambda k: -k.num_tokens)
         pool = torch.cuda.graph_pool_handle()
         stream = torch.cuda.Stream()
         self._slots.fill_(-1)  # write no page while warming up
         for key in track(found, "Capturing graphs"):
             batch = self._batch(key)
+            self._query_starts[1:] = key.num_tokens
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):  # compiles and tunes outside the capture
                 self.decoder(batch, self.caches)
@@ -101,12 +128,13 @@ class DecodeGraphs:
             self.graphs[key] = graph, logits
 
     def run(self, batch: ForwardBatch) -> Tensor | None:
-        """Logits [B, vocab] of a step of one token a request; None if no graph is that large.
+        """Logits [S, vocab] of the tokens to sample, in a step of one token a request those of all;
+        None if no graph is that large, or one reads a share of its context beside a prompt's piece.
 
         They are the graph's own memory: read them before the next step is launched.
         """
-        num_tokens = batch.token_ids.shape[0]
-        key = graph_key(num_tokens, self.max_tokens, self.policy, batch.budgets is not None)
+        num_tokens, (num_requests, num_pages) = len(batch.token_ids), batch.page_tables.shape
+        key = self._key(batch)
         if key is None:
             return None
         self._token_ids[:num_tokens] = batch.token_ids
@@ -114,13 +142,27 @@ class DecodeGraphs:
         self._slots[:num_tokens] = batch.slots
         self._slots[num_tokens : key.num_tokens] = -1  # who is not there writes nothing
         self._positions[num_tokens : key.num_tokens] = 0
-        num_pages = batch.page_tables.shape[1]
-        self._page_tables[:num_tokens, :num_pages] = batch.page_tables
+        self._page_tables[:num_requests, :num_pages] = batch.page_tables
         if batch.budgets is not None:
             self._copy_budgets(batch.budgets)
+        num_sampled = num_tokens
+        if batch.query_starts is not None and batch.sample_at is not None:
+            num_sampled = len(batch.sample_at)
+            self._query_starts[: num_requests + 1] = batch.query_starts
+            self._query_starts[num_requests + 1 :] = key.num_tokens
+            self._sample_at[:num_sampled] = batch.sample_at
+            self._sample_at[num_sampled:] = 0
         graph, logits = self.graphs[key]
         graph.replay()
-        return logits[:num_tokens]
+        return logits[:num_sampled]
+
+    def _key(self, batch: ForwardBatch) -> GraphKey | None:
+        num_tokens, chooses_pages = len(batch.token_ids), batch.budgets is not None
+        if batch.query_starts is None:
+            return graph_key(num_tokens, self.max_tokens, self.policy, chooses_pages)
+        if chooses_pages or len(batch.page_tables) > self._max_requests:
+            return None
+        return piece_key(num_tokens, self.max_piece_tokens, self.policy)
 
     def _copy_budgets(self, given: PageBudgets) -> None:
         """Who is not there keeps what was there before: it stands at position 0, and reads that."""
@@ -133,7 +175,7 @@ class DecodeGraphs:
     def _batch(self, key: GraphKey) -> ForwardBatch:
         """A view of the inputs, as wide as the graph."""
         n = key.num_tokens
-        return ForwardBatch(
+        batch = ForwardBatch(
             token_ids=self._token_ids[:n],
             positions=self._positions[:n],
             slots=self._slots[:n],
@@ -144,6 +186,14 @@ class DecodeGraphs:
             sample_at=None,
             ffn_mode=key.ffn_mode,
             budgets=self._first_budgets(n) if key.chooses_pages else None,
+        )
+        if not key.holds_pieces:
+            return batch
+        return replace(
+            batch,
+            page_tables=self._page_tables,
+            query_starts=self._query_starts,
+            sample_at=self._sample_at,
         )
 
     def _first_budgets(self, num_tokens: int) -> PageBudgets:

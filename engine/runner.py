@@ -28,7 +28,7 @@ from ..models.sparsity.policy import FfnPolicy
 from . import attention, inputs, kv_cache, sampler, scoring
 from .config import EngineConfig
 from .crew import Crew
-from .graphs import DecodeGraphs, can_capture, decode_sizes
+from .graphs import StepGraphs, can_capture, decode_sizes
 from .inputs import StepInputs
 from .logprobs import HostLogprobs
 from .messages import (
@@ -79,7 +79,7 @@ class ModelRunner:
         page_size: int,
         eos_token_ids: tuple[int, ...],
         crew: Crew,
-        graphs: DecodeGraphs | None = None,
+        graphs: StepGraphs | None = None,
     ) -> None:
         self.decoder = decoder
         self.policy = policy
@@ -147,13 +147,12 @@ class ModelRunner:
         """Logits of the tokens to sample [S, vocab], None where the step samples none; and the
         scores of prompt tokens, where it holds any that are to be scored."""
         batch = step.batch
-        only_decodes = len(step.sampling) == batch.token_ids.shape[0]
         measures = batch.active is not None or (batch.budgets and batch.budgets.read is not None)
         asks_nothing = not measures and batch.thresholds is None
-        if self.graphs is not None and only_decodes and asks_nothing:
+        if self.graphs is not None and asks_nothing and not scoring.is_asked_for(schedule):
             logits = self.graphs.run(batch)
             if logits is not None:
-                return logits, None
+                return logits if step.sampling else None, None
         hidden = self.decoder.hidden(batch, self.caches)
         logits = self.decoder.logits(hidden[batch.sample_at]) if step.sampling else None
         return logits, scoring.score(self.decoder, hidden, schedule)
@@ -285,12 +284,17 @@ def _graphs(
     caches: list[LayerCache],
     policy: FfnPolicy,
     max_pages: int,
-) -> DecodeGraphs | None:
-    """The captured decode steps, where they can be captured."""
+) -> StepGraphs | None:
+    """The captured steps, where they can be captured."""
     if not can_capture(model.decoder):
         return None
-    graphs = DecodeGraphs(
-        model.decoder, caches, policy, max_tokens=config.max_num_seqs, max_pages=max_pages
+    graphs = StepGraphs(
+        model.decoder,
+        caches,
+        policy,
+        max_tokens=config.max_num_seqs,
+        max_pages=max_pages,
+        max_piece_tokens=config.max_num_batched_tokens,
     )
     graphs.capture()
     return graphs

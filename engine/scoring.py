@@ -30,6 +30,11 @@ class Scored:
     slices: list[HostLogprobs]
 
 
+def is_asked_for(schedule: Schedule) -> bool:
+    """Whether the step holds prompt tokens that are to be scored."""
+    return any(item.request.unscored(item.start, item.end) for item in schedule.items)
+
+
 def score(decoder: Decoder, hidden: Tensor, schedule: Schedule) -> Scored | None:
     """Score what this step's hidden states [T, hidden] say of prompts; None if nobody asks."""
     requests: list[Request] = []

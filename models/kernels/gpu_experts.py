@@ -28,7 +28,8 @@ class Sorted:
 
 def by_expert(routing: Routing) -> Sorted:
     num_tokens, num_experts = routing.weights.shape
-    sent = routing.weights.T != 0  # [E, T]
+    # not `weights != 0`: what stands for no token in a graph may be NaN, and so has k pairs at most
+    sent = torch.zeros_like(routing.weights, dtype=torch.bool).scatter_(1, routing.chosen, True).T
     order = torch.argsort(~sent.flatten(), stable=True)[: routing.chosen.numel()]
     ranks = sent.flatten().cumsum(0).view(num_experts, num_tokens).T - 1  # [T, E]
     ends = sent.sum(1).cumsum(0).int()

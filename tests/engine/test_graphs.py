@@ -7,7 +7,7 @@ from scripted import run, submit
 
 from turbosparse.engine.config import EngineConfig
 from turbosparse.engine.core import EngineCore
-from turbosparse.engine.graphs import SIZES, graph_key
+from turbosparse.engine.graphs import PIECES, SIZES, graph_key, piece_key
 from turbosparse.engine.pages import PagePool
 from turbosparse.engine.request import PageChoice
 from turbosparse.engine.runner import build_runner
@@ -36,6 +36,17 @@ def test_padding_is_never_more_than_a_third_beyond_eight():
         assert graph_key(num_tokens, SIZES[-1], POLICY).num_tokens <= num_tokens * 3 / 2
 
 
+@pytest.mark.parametrize("max_tokens", [1, 20, 512, 2048])
+def test_every_step_with_pieces_up_to_the_limit_finds_its_graph(max_tokens):
+    captured = {piece_key(n, max_tokens, POLICY) for n in range(1, max_tokens + 1)} - {None}
+    assert captured.isdisjoint({graph_key(n, 256, POLICY) for n in range(1, 257)})
+    for num_tokens in range(1, min(max_tokens, PIECES[-1]) + 1):
+        key = piece_key(num_tokens, max_tokens, POLICY)
+        assert key in captured
+        assert 0 <= key.num_tokens - num_tokens < 64, "what stands for no token is computed too"
+    assert piece_key(max_tokens + 1, max_tokens, POLICY) is None
+
+
 def texts(
     directory, *, graphs: bool, overlap: bool, pages: PageChoice | None = None
 ) -> dict[str, list[int]]:
@@ -52,7 +63,17 @@ def texts(
     )
     runner, info = build_runner(config)
     assert runner.graphs is not None
-    if not graphs:
+    ran: set[tuple[bool, bool]] = set()  # a step with pieces of prompts, in a graph
+    if graphs:
+        captured = runner.graphs.run
+
+        def run_graph(batch):
+            logits = captured(batch)
+            ran.add((batch.query_starts is not None, logits is not None))
+            return logits
+
+        runner.graphs.run = run_graph
+    else:
         runner.graphs = None
     pool = PagePool(300, 4)
     scheduler = Scheduler(
@@ -75,7 +96,10 @@ def texts(
                 pages=None if i % 3 else pages,
             )
         )
-    return run(core).tokens
+    found = run(core).tokens
+    assert not graphs or (False, True) in ran
+    assert not graphs or ((True, True) in ran) == (pages is None), "with page budgets, eagerly"
+    return found
 
 
 @pytest.mark.gpu
