@@ -97,6 +97,8 @@ class StepGraphs:
         self._page_tables = zeros(self._max_requests + 1, max_pages, dtype=torch.int32)
         self._query_starts = zeros(self._max_requests + 2, dtype=torch.int32)
         self._sample_at = zeros(self._max_requests)
+        vocab_size = decoder.config.vocab_size if max_piece_tokens else 0
+        self._logits = zeros(self._max_requests, vocab_size, dtype=torch.float32)
         self._rows = torch.arange(size, device=device)
         self._budgets: PageBudgets | None = None
         if caches[0].summary is not None:
@@ -125,6 +127,8 @@ class StepGraphs:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool):
                 logits = self.decoder(batch, self.caches)
+                if key.holds_pieces:  # one memory for all of these: each holds as many
+                    logits = self._logits.copy_(logits)
             self.graphs[key] = graph, logits
 
     def run(self, batch: ForwardBatch) -> Tensor | None:

@@ -31,6 +31,7 @@ from .crew import Crew
 from .graphs import StepGraphs, can_capture, decode_sizes
 from .inputs import StepInputs
 from .logprobs import HostLogprobs
+from .measuring import Measuring
 from .messages import (
     Activity,
     AttentionInfo,
@@ -41,15 +42,11 @@ from .messages import (
 )
 from .request import Request
 from .rows import Rows
-from .scheduler import Sampled, Schedule, ScheduledRequest
+from .scheduler import Sampled, Schedule
 from .scoring import Scored
 from .transfer import HostCopy
 
 logger = logging.getLogger(__name__)
-
-# Steps between two measurements of the active fraction; on a GPU one runs without its graph.
-MEASURE_EVERY = {"cpu": 16, "cuda": 512}
-REPORT_EVERY = {"cpu": 1, "cuda": 16}  # tokens of a request that asks for its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +86,7 @@ class ModelRunner:
         self.eos_token_ids = eos_token_ids
         self.crew = crew
         self.graphs = graphs
-        self.num_steps = 0
+        self.measuring = Measuring(decoder.config, rows.device)
 
     @torch.inference_mode()
     def launch(self, schedule: Schedule) -> Launched:
@@ -99,9 +96,8 @@ class ModelRunner:
                 self.rows.admit(item.request)
             self.rows.write_pages(item.request)
         mode = self.policy.mode_for(sum(item.num_tokens for item in schedule.items))
-        self.num_steps += 1
-        is_due = self.num_steps % MEASURE_EVERY[self.rows.device.type] == 0
-        active = self._measure(schedule, is_due=is_due)
+        is_due = self.measuring.is_due(schedule)
+        active = self.measuring.fractions(schedule, is_due=is_due)
         arguments = (schedule, self.rows, self.page_size, mode, active)
         step = inputs.gather(*arguments, measures_pages=is_due)
         with self.crew.at_work():
@@ -168,26 +164,6 @@ class ModelRunner:
         """torch has a type for it on a GPU; on a CPU it only says so."""
         found = isinstance(error, torch.OutOfMemoryError | MemoryError)
         return found or "DefaultCPUAllocator: can't allocate memory" in str(error)
-
-    def _measure(self, schedule: Schedule, *, is_due: bool) -> Tensor | None:
-        """Where this step writes its active fractions [layers, T], if it is its turn, or a request
-        asks for them, and has any."""
-        config, device = self.decoder.config, self.rows.device
-        if not config.activation.is_sparse:
-            return None
-        if not is_due and not any(_is_reported(item, device) for item in schedule.items):
-            return None
-        return torch.zeros(config.num_layers, schedule.num_tokens, device=device)
-
-
-def _is_reported(item: ScheduledRequest, device: torch.device) -> bool:
-    """Whether a request wants to know what this step keeps for it: all of it, or on a GPU, where
-    measuring costs the graph, its prompt and then one token in so many."""
-    request = item.request
-    if not request.sampling.report_active:
-        return False
-    num_output = item.start - request.num_prompt_tokens
-    return num_output < 0 or num_output % REPORT_EVERY[device.type] == 0
 
 
 def _sums(values: NDArray[np.float64], counts: list[int]) -> list[float]:

@@ -1,5 +1,8 @@
 """Every decode step finds the graph that was captured for it, and the graph says the same."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import published
 import pytest
 import torch
@@ -7,12 +10,12 @@ from scripted import run, submit
 
 from turbosparse.engine.config import EngineConfig
 from turbosparse.engine.core import EngineCore
-from turbosparse.engine.graphs import PIECES, SIZES, graph_key, piece_key
+from turbosparse.engine.graphs import PIECES, SIZES, StepGraphs, graph_key, piece_key
 from turbosparse.engine.pages import PagePool
 from turbosparse.engine.request import PageChoice
 from turbosparse.engine.runner import build_runner
 from turbosparse.engine.scheduler import Scheduler
-from turbosparse.models.batch import FfnMode
+from turbosparse.models.batch import FfnMode, ForwardBatch
 from turbosparse.models.sparsity.policy import FfnPolicy
 from turbosparse.models.tools import shapes
 
@@ -45,6 +48,44 @@ def test_every_step_with_pieces_up_to_the_limit_finds_its_graph(max_tokens):
         assert key in captured
         assert 0 <= key.num_tokens - num_tokens < 64, "what stands for no token is computed too"
     assert piece_key(max_tokens + 1, max_tokens, POLICY) is None
+
+
+def test_a_step_with_pieces_is_padded_by_one_request_more():
+    decoder = SimpleNamespace(embedding=torch.zeros(7, 2), config=SimpleNamespace(vocab_size=7))
+    sizes = {"max_tokens": 4, "max_pages": 3, "max_piece_tokens": 64}
+    graphs = StepGraphs(decoder, [SimpleNamespace(summary=None)], POLICY, **sizes)
+    replayed: list[ForwardBatch] = []
+    key = piece_key(19, 64, POLICY)
+    graph = SimpleNamespace(replay=lambda: replayed.append(graphs._batch(key)))
+    graphs.graphs[key] = graph, torch.arange(28.0).view(4, 7)
+    graphs._sample_at.fill_(30)  # of an earlier, larger step
+    batch = ForwardBatch(
+        token_ids=torch.arange(19) % 7,
+        positions=torch.arange(19),
+        slots=torch.arange(19) + 5,
+        request_ids=torch.zeros(19, dtype=torch.int64),
+        page_tables=torch.tensor([[2, 5], [1, 0]], dtype=torch.int32),
+        query_lens=(18, 1),
+        context_lens=(18, 19),
+        sample_at=torch.tensor([17]),
+        ffn_mode=FfnMode.UNION,
+        query_starts=torch.tensor([0, 18, 19], dtype=torch.int32),
+    )
+    logits = graphs.run(batch)
+    assert logits is not None
+    assert logits.tolist() == [list(range(7))]
+    (ran,) = replayed
+    assert ran.query_starts.tolist() == [0, 18, 19, 32, 32, 32]
+    assert ran.sample_at.tolist() == [17, 0, 0, 0]
+    assert ran.positions.tolist() == [*range(19), *[0] * 13]
+    assert ran.slots.tolist() == [*range(5, 24), *[-1] * 13]
+    assert ran.token_ids[:19].tolist() == batch.token_ids.tolist()
+    assert ran.page_tables[:2, :2].tolist() == batch.page_tables.tolist()
+    assert len(ran.page_tables) == 5, "the padding's own row"
+    crowd = replace(batch, page_tables=torch.zeros(5, 2, dtype=torch.int32))
+    assert graphs.run(crowd) is None, "more requests than rows"
+    long = replace(batch, token_ids=torch.zeros(65, dtype=torch.int64))
+    assert graphs.run(long) is None
 
 
 def texts(
