@@ -366,8 +366,7 @@ def experts(
 
 
 def most_likely(logits: Tensor) -> Tensor:
-    """The likeliest token, the first of those that are as likely: [R, vocab] float32 -> [R] int64.
-    A row with NaN has some token."""
+    """The likeliest token, of equals the first, of NaN any: [R, vocab] float32 -> [R] int64."""
     return logits.argmax(-1)
 
 
