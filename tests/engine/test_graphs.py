@@ -1,5 +1,6 @@
 """Every decode step finds the graph that was captured for it, and the graph says the same."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -86,6 +87,35 @@ def test_a_step_with_pieces_is_padded_by_one_request_more():
     assert graphs.run(crowd) is None, "more requests than rows"
     long = replace(batch, token_ids=torch.zeros(65, dtype=torch.int64))
     assert graphs.run(long) is None
+
+
+def test_every_size_is_captured_and_pieces_share_their_logits(monkeypatch):
+    """Without a GPU: what would be captured is called."""
+
+    class Decoder:
+        embedding, config = torch.zeros(7, 2), SimpleNamespace(vocab_size=7)
+
+        def __call__(self, batch, caches):
+            assert (batch.slots == -1).all(), "warming up writes no page"
+            rows = batch.token_ids if batch.sample_at is None else batch.sample_at
+            return torch.full((len(rows), 7), float(len(batch.token_ids)))
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    fakes = {"Stream": lambda: stream, "current_stream": lambda: stream, "CUDAGraph": object}
+    fakes |= {"graph_pool_handle": object, "stream": lambda s: nullcontext()}
+    fakes |= {"graph": lambda graph, pool: nullcontext()}
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    sizes = {"max_tokens": 5, "max_pages": 3, "max_piece_tokens": 40}
+    graphs = StepGraphs(Decoder(), [SimpleNamespace(summary=None)], POLICY, **sizes)
+    graphs.capture()
+    decodes = {graph_key(n, 5, POLICY) for n in range(1, 6)}
+    pieces = {piece_key(n, 40, POLICY) for n in range(1, 41)}
+    assert set(graphs.graphs) == decodes | pieces
+    assert {graphs.graphs[key][1].data_ptr() for key in pieces} == {graphs._logits.data_ptr()}
+    assert all(graphs.graphs[key][1].shape == (8, 7) for key in pieces), "as many as requests"
+    own = {graphs.graphs[key][1].data_ptr() for key in decodes}
+    assert len(own) == len(decodes), "what a decode step samples from is copied nowhere"
 
 
 def texts(
