@@ -44,22 +44,19 @@ def decode_sizes(max_tokens: int) -> tuple[int, ...]:
 
 
 def graph_key(
-    num_tokens: int, max_tokens: int, policy: FfnPolicy, chooses_pages: bool = False
+    num_tokens: int,
+    max_tokens: int,
+    policy: FfnPolicy,
+    chooses_pages: bool = False,
+    *,
+    holds_pieces: bool = False,
 ) -> GraphKey | None:
-    """The graph that runs a decode step of `num_tokens`; None if it is larger than any."""
-    if num_tokens > min(max_tokens, SIZES[-1]):
+    """The graph that runs a step of `num_tokens`; None if it is larger than any."""
+    sizes = PIECES if holds_pieces else SIZES
+    if num_tokens > min(max_tokens, sizes[-1]):
         return None
-    padded = SIZES[bisect_left(SIZES, num_tokens)]
-    return GraphKey(padded, policy.mode_for(padded), chooses_pages)
-
-
-def piece_key(num_tokens: int, max_tokens: int, policy: FfnPolicy) -> GraphKey | None:
-    """The graph that runs a step of `num_tokens`, some of them pieces of prompts; None if it is
-    larger than any."""
-    if num_tokens > min(max_tokens, PIECES[-1]):
-        return None
-    padded = PIECES[bisect_left(PIECES, num_tokens)]
-    return GraphKey(padded, policy.mode_for(padded), holds_pieces=True)
+    padded = sizes[bisect_left(sizes, num_tokens)]
+    return GraphKey(padded, policy.mode_for(padded), chooses_pages, holds_pieces)
 
 
 class StepGraphs:
@@ -111,8 +108,9 @@ class StepGraphs:
         kinds = [False] if self._budgets is None else [False, True]
         keys = {graph_key(n, self.max_tokens, self.policy, kind) for n in sizes for kind in kinds}
         if only is None:
+            limits = (self.max_piece_tokens, self.policy)
             pieces = range(1, self.max_piece_tokens + 1)
-            keys |= {piece_key(n, self.max_piece_tokens, self.policy) for n in pieces}
+            keys |= {graph_key(n, *limits, holds_pieces=True) for n in pieces}
         found = sorted((k for k in keys if k is not None), key=lambda k: -k.num_tokens)
         pool = torch.cuda.graph_pool_handle()
         stream = torch.cuda.Stream()
@@ -132,10 +130,10 @@ class StepGraphs:
             self.graphs[key] = graph, logits
 
     def run(self, batch: ForwardBatch) -> Tensor | None:
-        """Logits [S, vocab] of the tokens to sample, in a step of one token a request those of all;
-        None if no graph is that large, or one reads a share of its context beside a prompt's piece.
+        """Logits [S, vocab] of the tokens to sample; None if no graph is that large, or one reads a
+        share of its context beside a prompt's piece.
 
-        They are the graph's own memory: read them before the next step is launched.
+        They may be the graph's own memory: read them before the next step is launched.
         """
         num_tokens, (num_requests, num_pages) = len(batch.token_ids), batch.page_tables.shape
         key = self._key(batch)
@@ -149,24 +147,33 @@ class StepGraphs:
         self._page_tables[:num_requests, :num_pages] = batch.page_tables
         if batch.budgets is not None:
             self._copy_budgets(batch.budgets)
-        num_sampled = num_tokens
-        if batch.query_starts is not None and batch.sample_at is not None:
-            num_sampled = len(batch.sample_at)
-            self._query_starts[: num_requests + 1] = batch.query_starts
-            self._query_starts[num_requests + 1 :] = key.num_tokens
-            self._sample_at[:num_sampled] = batch.sample_at
-            self._sample_at[num_sampled:] = 0
+        if key.holds_pieces:
+            self._copy_pieces(batch, key.num_tokens)
         graph, logits = self.graphs[key]
         graph.replay()
-        return logits[:num_sampled]
+        sample_at = batch.sample_at
+        if sample_at is None or len(sample_at) == num_tokens:
+            return logits[:num_tokens]
+        return logits[: len(sample_at)] if key.holds_pieces else logits[sample_at]
 
     def _key(self, batch: ForwardBatch) -> GraphKey | None:
         num_tokens, chooses_pages = len(batch.token_ids), batch.budgets is not None
         if batch.query_starts is None:
             return graph_key(num_tokens, self.max_tokens, self.policy, chooses_pages)
-        if chooses_pages or len(batch.page_tables) > self._max_requests:
+        fits = batch.sample_at is not None and len(batch.page_tables) <= self._max_requests
+        if chooses_pages or not fits:
             return None
-        return piece_key(num_tokens, self.max_piece_tokens, self.policy)
+        return graph_key(num_tokens, self.max_piece_tokens, self.policy, holds_pieces=True)
+
+    def _copy_pieces(self, batch: ForwardBatch, padded: int) -> None:
+        """Whose the tokens are, and which of them are sampled. The padding is one request more."""
+        starts, sample_at = batch.query_starts, batch.sample_at
+        assert starts is not None, "pieces of prompts without their places"
+        assert sample_at is not None, "pieces of prompts whose every token is sampled"
+        self._query_starts[: len(starts)] = starts
+        self._query_starts[len(starts) :] = padded
+        self._sample_at[: len(sample_at)] = sample_at
+        self._sample_at[len(sample_at) :] = 0
 
     def _copy_budgets(self, given: PageBudgets) -> None:
         """Who is not there keeps what was there before: it stands at position 0, and reads that."""

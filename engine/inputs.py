@@ -6,16 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ..models.batch import FfnMode, ForwardBatch, PageBudgets
 from .request import PageChoice, Request
 from .rows import Rows, row_of
 from .scheduler import Schedule, ScheduledRequest
-from .transfer import to_device_together
-
-Arrays = dict[str, NDArray[np.generic]]
+from .transfer import Arrays, to_device_together
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ..models.kernels.ops import Ops
@@ -16,7 +15,7 @@ from .logprobs import DeviceLogprobs, logprobs_of
 from .masks import allow_only
 from .request import Request
 from .rows import Rows, row_of
-from .transfer import to_device, to_device_together
+from .transfer import Arrays, to_device, to_device_together
 
 MASK = (1 << 64) - 1
 
@@ -97,7 +96,7 @@ def _draw(logits: Tensor, requests: list[Request], ops: Ops) -> Tensor:
     """One token of each request's distribution: [R, vocab] -> [R] int64."""
     params = [r.sampling for r in requests]
     points = [uniform(r.sampling.seed or 0, r.num_output_tokens) for r in requests]
-    arrays: dict[str, NDArray[np.generic]] = {
+    arrays: Arrays = {
         "temperature": np.array([p.temperature for p in params], dtype=np.float32),
         "points": np.array(points, dtype=np.float64),
     }

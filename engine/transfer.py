@@ -6,7 +6,7 @@ the copy has been made: neither side ever writes what the other still reads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 ALIGNMENT = 64  # bytes; kernels read 16 at a time
+Arrays = dict[str, NDArray[np.generic]]
 
 
 def to_device(
@@ -28,9 +29,7 @@ def to_device(
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def to_device_together(
-    arrays: Mapping[str, NDArray[np.generic]], device: torch.device
-) -> dict[str, Tensor]:
+def to_device_together(arrays: Arrays, device: torch.device) -> dict[str, Tensor]:
     """The arrays as tensors there, by their names, in one copy: a GPU waits for each as long as one
     of its smaller kernels takes."""
     tensors = {name: torch.as_tensor(array) for name, array in arrays.items()}

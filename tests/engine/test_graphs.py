@@ -11,7 +11,7 @@ from scripted import run, submit
 
 from turbosparse.engine.config import EngineConfig
 from turbosparse.engine.core import EngineCore
-from turbosparse.engine.graphs import PIECES, SIZES, StepGraphs, graph_key, piece_key
+from turbosparse.engine.graphs import PIECES, SIZES, StepGraphs, graph_key
 from turbosparse.engine.pages import PagePool
 from turbosparse.engine.request import PageChoice
 from turbosparse.engine.runner import build_runner
@@ -42,13 +42,15 @@ def test_padding_is_never_more_than_a_third_beyond_eight():
 
 @pytest.mark.parametrize("max_tokens", [1, 20, 512, 2048])
 def test_every_step_with_pieces_up_to_the_limit_finds_its_graph(max_tokens):
-    captured = {piece_key(n, max_tokens, POLICY) for n in range(1, max_tokens + 1)} - {None}
+    captured = {
+        graph_key(n, max_tokens, POLICY, holds_pieces=True) for n in range(1, max_tokens + 1)
+    } - {None}
     assert captured.isdisjoint({graph_key(n, 256, POLICY) for n in range(1, 257)})
     for num_tokens in range(1, min(max_tokens, PIECES[-1]) + 1):
-        key = piece_key(num_tokens, max_tokens, POLICY)
+        key = graph_key(num_tokens, max_tokens, POLICY, holds_pieces=True)
         assert key in captured
         assert 0 <= key.num_tokens - num_tokens < 64, "what stands for no token is computed too"
-    assert piece_key(max_tokens + 1, max_tokens, POLICY) is None
+    assert graph_key(max_tokens + 1, max_tokens, POLICY, holds_pieces=True) is None
 
 
 def test_a_step_with_pieces_is_padded_by_one_request_more():
@@ -56,7 +58,7 @@ def test_a_step_with_pieces_is_padded_by_one_request_more():
     sizes = {"max_tokens": 4, "max_pages": 3, "max_piece_tokens": 64}
     graphs = StepGraphs(decoder, [SimpleNamespace(summary=None)], POLICY, **sizes)
     replayed: list[ForwardBatch] = []
-    key = piece_key(19, 64, POLICY)
+    key = graph_key(19, 64, POLICY, holds_pieces=True)
     graph = SimpleNamespace(replay=lambda: replayed.append(graphs._batch(key)))
     graphs.graphs[key] = graph, torch.arange(28.0).view(4, 7)
     graphs._sample_at.fill_(30)  # of an earlier, larger step
@@ -89,6 +91,31 @@ def test_a_step_with_pieces_is_padded_by_one_request_more():
     assert graphs.run(long) is None
 
 
+def test_of_a_step_of_single_tokens_those_to_sample_are_told():
+    """A prompt's piece may be one token long, and not its last."""
+    decoder = SimpleNamespace(embedding=torch.zeros(7, 2), config=SimpleNamespace(vocab_size=7))
+    caches = [SimpleNamespace(summary=None)]
+    graphs = StepGraphs(decoder, caches, POLICY, max_tokens=4, max_pages=3)
+    graph = SimpleNamespace(replay=lambda: None)
+    graphs.graphs[graph_key(3, 4, POLICY)] = graph, torch.arange(28.0).view(4, 7)
+    ones = torch.ones(3, dtype=torch.int64)
+    batch = ForwardBatch(
+        token_ids=ones,
+        positions=ones,
+        slots=ones,
+        request_ids=torch.arange(3),
+        page_tables=torch.zeros(3, 2, dtype=torch.int32),
+        query_lens=(1, 1, 1),
+        context_lens=(2, 2, 2),
+        sample_at=torch.tensor([0, 2]),
+        ffn_mode=FfnMode.UNION,
+    )
+    every = torch.arange(21.0).view(3, 7)
+    assert torch.equal(graphs.run(batch), every[[0, 2]])
+    assert torch.equal(graphs.run(replace(batch, sample_at=torch.arange(3))), every)
+    assert torch.equal(graphs.run(replace(batch, sample_at=None)), every)
+
+
 def test_every_size_is_captured_and_pieces_share_their_logits(monkeypatch):
     """Without a GPU: what would be captured is called."""
 
@@ -110,7 +137,7 @@ def test_every_size_is_captured_and_pieces_share_their_logits(monkeypatch):
     graphs = StepGraphs(Decoder(), [SimpleNamespace(summary=None)], POLICY, **sizes)
     graphs.capture()
     decodes = {graph_key(n, 5, POLICY) for n in range(1, 6)}
-    pieces = {piece_key(n, 40, POLICY) for n in range(1, 41)}
+    pieces = {graph_key(n, 40, POLICY, holds_pieces=True) for n in range(1, 41)}
     assert set(graphs.graphs) == decodes | pieces
     assert {graphs.graphs[key][1].data_ptr() for key in pieces} == {graphs._logits.data_ptr()}
     assert all(graphs.graphs[key][1].shape == (8, 7) for key in pieces), "as many as requests"
