@@ -43,6 +43,7 @@ def key(decoder: Decoder, sizes: Sequence[int], active: float, graphs: bool) -> 
         "predictor_dtypes": sorted({str(weight.dtype) for weight in firsts}),
         "active": round(active, 2),
         "kernels": decoder.ops.chosen(),
+        "modes": " ".join(decoder.ops.modes),
         "sources": _sources(),
         "packages": {name: _version(name) for name in PACKAGES},
         "graphs": graphs,
@@ -72,16 +73,17 @@ def _parse(path: Path, key: Key) -> Seconds:
     table = as_object(stored.get("seconds"), f"{path}: seconds")
     if [*table] != str(key["sizes"]).split():
         raise ModelError(f"{path}: seconds has the sizes {', '.join(table)}")
-    return {int(size): _times(times, f"{path}: seconds: {size}") for size, times in table.items()}
+    modes = str(key["modes"]).split()
+    return {int(n): _times(table[n], modes, f"{path}: seconds: {n}") for n in table}
 
 
-def _times(times: object, where: str) -> dict[FfnMode, float]:
+def _times(times: object, modes: list[str], where: str) -> dict[FfnMode, float]:
     found: dict[FfnMode, float] = {}
     for name, value in as_object(times, where).items():
-        if name not in list(FfnMode) or not isinstance(value, float) or not 0 < value < math.inf:
+        if name not in modes or not isinstance(value, float) or not 0 < value < math.inf:
             raise ModelError(f"{where}: {name}={value!r} is no mode and its time")
         found[FfnMode(name)] = value
-    if len(found) != len(FfnMode):
+    if len(found) != len(modes):
         raise ModelError(f"{where}: has only {', '.join(found)}")
     return found
 

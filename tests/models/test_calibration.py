@@ -119,6 +119,29 @@ def test_a_second_start_takes_what_the_first_has_measured(decoder, asked, folder
     assert [p.suffix for p in folder.iterdir()] == [".json"], "no temporary file is left"
 
 
+def test_fewer_modes_are_taken_too(decoder, asked, monkeypatch):
+    calibration.calibrate(decoder, 16)
+    asked.clear()
+    monkeypatch.setattr(type(decoder.ops), "modes", (UNION, DENSE))  # as on a GPU
+    first = calibration.calibrate(decoder, 16)
+    assert {mode for _, _, mode in asked} == {UNION, DENSE}, "other modes, other times"
+    asked.clear()
+    second = calibration.calibrate(decoder, 16)
+    assert not asked
+    assert (second, second.seconds) == (first, first.seconds)
+
+
+@pytest.mark.gpu
+def test_a_second_start_on_a_gpu_measures_nothing(tmp_path, asked):
+    directory = published.make(tmp_path, "turbosparse-mistral")
+    device = torch.device("cuda")
+    for expected in (True, False):
+        asked.clear()
+        policy = calibration.calibrate(load(directory, device, torch.bfloat16).decoder, 16)
+        assert bool(asked) is expected
+        assert set(policy.seconds[1]) == {UNION, DENSE}
+
+
 def test_whatever_changes_the_times_is_measured_anew(decoder, asked, tmp_path, monkeypatch):
     def num_asked(decoder=decoder, max_tokens=16, **options) -> int:
         asked.clear()
