@@ -20,10 +20,9 @@ the end stands what each sparsity is worth alone and both together over neither:
 full attention. --crossover says from which context on a budget is faster.
 
 Weights are random, predictors or gates planted, and so are keys, values and attention's gates: the
-figures are speed alone. A step is a captured graph of the whole model, logits too, or where the
-host is asked (the experts of an ordinary mixture take turns) as eager as in serving. The share of
-the roof is the bytes that a step must read over what a kernel that only reads has reached in the
-same run.
+figures are speed alone. On a GPU a step is a captured graph of the whole model, logits too. The
+share of the roof is the bytes that a step must read over what a kernel that only reads has reached
+in the same run.
 """
 
 from __future__ import annotations
@@ -281,7 +280,6 @@ def row_of(
     mode, skips = mode_of(path, chosen), path in (*MODES, FLOAT8)
     seconds = step.seconds(mode, budget)
     read = step.bytes(seen, skips=mode is not FfnMode.DENSE, budget=budget)
-    is_eager = run.device.type == "cuda" and not can_capture(step.decoder)
     return Row(
         "decode",
         path,
@@ -293,7 +291,6 @@ def row_of(
         active=seen.active if skips else None,
         union=seen.union if skips else None,
         chosen=path == chosen,
-        note="eager" if is_eager else "",
         attention=way,
         approximate=path == FLOAT8,
     )

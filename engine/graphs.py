@@ -34,8 +34,8 @@ class GraphKey:
 
 
 def can_capture(decoder: Decoder) -> bool:
-    """Not where launching is computing, nor where routing asks the host."""
-    return decoder.embedding.device.type == "cuda" and not decoder.asks_host
+    """Not where launching is computing."""
+    return decoder.embedding.device.type == "cuda"
 
 
 def decode_sizes(max_tokens: int) -> tuple[int, ...]:

@@ -84,11 +84,6 @@ class Decoder(nn.Module):
                     moe.stack()
 
     @property
-    def asks_host(self) -> bool:
-        """Whether a step waits for the host to read what its router said."""
-        return any(isinstance(m, MoE) and m.stacked is None for m in self.modules())
-
-    @property
     def num_positions(self) -> int:
         """The longest sequence that it was prepared for."""
         return 0 if self.rope is None else len(self.rope[0])

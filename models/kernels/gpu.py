@@ -278,7 +278,7 @@ def predict_experts(
     tiled = min(power_of_two_in(ranks), power_of_two_in(neurons)) >= 16
     if num_tokens == 1 or (num_tokens <= gpu_linear.MAX_TOKENS and tiled):
         return gpu_predict.predict(residual, fc1, fc2, threshold, routing, scales=scales)
-    if residual.dtype is not torch.bfloat16:
+    if not gpu_experts.fits(residual.shape[1], ranks):
         return reference.predict_experts(residual, fc1, fc2, threshold, routing, scales)
     return gpu_experts.predict(residual, fc1, fc2, threshold, routing, scales)
 
@@ -289,20 +289,21 @@ def experts(
     scale: float,
     gate_up: Tensor,
     down: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     activation: Activation,
     threshold: float,
     mode: FfnMode,
     routing: Routing,
 ) -> Tensor:
-    """DENSE computes all neurons of the experts that a token was sent to, and of no others."""
-    weights, arguments = (gate_up, down), (mask, activation, threshold)
-    if _skips(x, mode):
+    """DENSE computes all neurons of the experts that a token was sent to, and of no others; so does
+    every mode where no mask says what may be skipped."""
+    weights, rest = (gate_up, down), (activation, threshold)
+    if mask is not None and _skips(x, mode):
         kernels = gpu_ffn_one if x.shape[0] == 1 else gpu_ffn_few
-        return kernels.sparse(x, *weights, *arguments, routing=routing, add=residual, scale=scale)
-    if x.dtype is not torch.bfloat16:
-        return reference.experts(x, residual, scale, *weights, *arguments, mode, routing)
-    return residual + scale * gpu_experts.ffn(x, *weights, *arguments, routing)
+        return kernels.sparse(x, *weights, mask, *rest, routing=routing, add=residual, scale=scale)
+    if not gpu_experts.fits(x.shape[1], len(down) // routing.weights.shape[1]):
+        return reference.experts(x, residual, scale, *weights, mask, *rest, mode, routing)
+    return gpu_experts.ffn(x, residual, scale, *weights, mask, *rest, routing)
 
 
 def most_likely(logits: Tensor) -> Tensor:

@@ -27,6 +27,11 @@ def overlap(device: torch.device) -> dict[str, bool]:
     return {"PDL": False}
 
 
+def describes(device: torch.device) -> bool:
+    """Whether a tile of a matrix is copied at one instruction, by a descriptor of the matrix."""
+    return overlap(device)["PDL"]
+
+
 @cache
 def multiprocessors(device: torch.device) -> int:
     """How many there are; a Hopper's number where kernels are interpreted."""

@@ -85,7 +85,7 @@ class Ops:
             float,
             Tensor,
             Tensor,
-            Tensor,
+            Tensor | None,
             Activation,
             float,
             FfnMode,

@@ -350,7 +350,7 @@ def experts(
     scale: float,
     gate_up: Tensor,
     down: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     activation: Activation,
     threshold: float,
     mode: FfnMode,
@@ -358,11 +358,11 @@ def experts(
 ) -> Tensor:
     """`residual + scale * ` the weighted sum of E experts' FFNs, as one long FFN: gate_up
     [E * N, 2 * hidden], down [E * N, hidden], mask [T, E * N] -> [T, hidden]. All modes mean the
-    same."""
-    num_experts = routing.weights.shape[1]
-    weights = routing.weights.repeat_interleave(gate_up.shape[0] // num_experts, 1)
+    same; without a mask every neuron is kept."""
+    weights = routing.weights.repeat_interleave(len(gate_up) // routing.weights.shape[1], 1)
+    kept = weights != 0 if mask is None else mask & (weights != 0)
     values = gated(x, gate_up, activation, threshold).float() * weights
-    return residual + scale * (values.where(mask & (weights != 0), 0).to(x.dtype) @ down)
+    return residual + scale * (values.where(kept, 0).to(x.dtype) @ down)
 
 
 def most_likely(logits: Tensor) -> Tensor:

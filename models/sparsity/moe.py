@@ -17,14 +17,21 @@ from .predictor import LowRankPredictor, deciding
 
 
 @dataclass(frozen=True, slots=True)
-class Stacked:
-    """All experts' weights as one long FFN's, whose rows are theirs one after the other."""
+class Predictors:
+    """All experts' as one, whose rows are theirs one after the other."""
 
     fc1: Tensor  # [E * r, hidden]
     fc2: Tensor  # [E * N, r]
     scales: Scales | None  # of the rows of both, where they are float8
+
+
+@dataclass(frozen=True, slots=True)
+class Stacked:
+    """All experts' weights as one long FFN's, whose rows are theirs one after the other."""
+
     gate_up: Tensor  # [E * N, 2 * hidden]
     down: Tensor  # [E * N, hidden]
+    predictors: Predictors | None  # None: every neuron is computed
 
 
 class MoE(nn.Module):
@@ -33,7 +40,7 @@ class MoE(nn.Module):
     A token's active fraction is of the neurons of the k experts that it chose, a step's union
     fraction of those of all experts. Once stacked, the experts are computed as one FFN, some of
     whose neurons are closed to a token. Otherwise they take turns, and `nonzero` makes the host
-    wait for the router: such a step is no CUDA graph.
+    wait for the router: on a GPU, as graphs need it, all are stacked.
     """
 
     def __init__(
@@ -58,16 +65,21 @@ class MoE(nn.Module):
 
     def stack(self) -> None:
         """Lay the experts' weights one after the other; they become views of the whole."""
-        experts, predictors = self._parts()
-        if len(predictors) < len(self.experts):
-            return
-        rank = max(predictor.fc1.weight.shape[0] for predictor in predictors)
-        for predictor in predictors:
-            predictor.widen(rank)
-        gate_up, down = (
-            _joined([(expert, name) for expert in experts]) for name in ("gate_up", "down")
-        )
-        self.stacked = Stacked(*_predictors_joined(predictors), gate_up, down)
+        dense = [expert for expert in self.experts if isinstance(expert, DenseFFN)]
+        sparse, predictors = self._parts()
+        if len(dense) == len(self.experts):
+            gate_up = _joined([(expert, "gate_up") for expert in dense])
+            down = _joined([(expert.down, "weight") for expert in dense], turned=True)
+            self.stacked = Stacked(gate_up, down, None)
+        else:
+            assert len(predictors) == len(self.experts), "experts of two kinds"
+            rank = max(predictor.fc1.weight.shape[0] for predictor in predictors)
+            for predictor in predictors:
+                predictor.widen(rank)
+            gate_up, down = (
+                _joined([(expert, name) for expert in sparse]) for name in ("gate_up", "down")
+            )
+            self.stacked = Stacked(gate_up, down, _predictors_joined(predictors))
 
     def round_predictors(self) -> None:
         """Those of all experts in float8; they stay stacked, if they were."""
@@ -75,8 +87,7 @@ class MoE(nn.Module):
         for predictor in predictors:
             predictor.round()
         if self.stacked is not None:
-            fc1, fc2, scales = _predictors_joined(predictors)
-            self.stacked = replace(self.stacked, fc1=fc1, fc2=fc2, scales=scales)
+            self.stacked = replace(self.stacked, predictors=_predictors_joined(predictors))
 
     def _parts(self) -> tuple[list[SparseFFN], list[LowRankPredictor]]:
         """The experts that may skip neurons, and what chooses theirs."""
@@ -93,19 +104,10 @@ class MoE(nn.Module):
         batch: ForwardBatch,
         layer: int,
     ) -> Tensor:
-        first = self.experts[0]
-        assert isinstance(first, SparseFFN)
-        assert isinstance(first.predictor, LowRankPredictor)
-        threshold = deciding(first.predictor.threshold, batch.thresholds)
-        mask = self.ops.predict_experts(
-            residual, stacked.fc1, stacked.fc2, threshold, routing, stacked.scales
-        )
-        if batch.active is not None:
-            sent = (routing.weights != 0)[:, :, None]
-            kept = mask.view(len(x), len(self.experts), -1).where(sent, False)
-            batch.active[layer] += kept.float().mean(-1).sum(-1) / self.num_chosen
-            if batch.union is not None:
-                batch.union[layer] += kept.any(0).float().mean()
+        mask, first = None, self.experts[0]
+        assert isinstance(first, SparseFFN | DenseFFN)
+        if stacked.predictors is not None:
+            mask = self._mask(residual, routing, stacked.predictors, batch, layer)
         return self.ops.experts(
             x,
             residual,
@@ -114,10 +116,31 @@ class MoE(nn.Module):
             stacked.down,
             mask,
             first.activation,
-            first.threshold,
+            first.threshold if isinstance(first, SparseFFN) else 0.0,
             batch.ffn_mode,
             routing,
         )
+
+    def _mask(
+        self,
+        residual: Tensor,
+        routing: Routing,
+        predictors: Predictors,
+        batch: ForwardBatch,
+        layer: int,
+    ) -> Tensor:
+        """[T, E * N] bool, what is to be computed of the experts that a token was sent to."""
+        weights, own = (predictors.fc1, predictors.fc2), self._parts()[1][0].threshold
+        mask = self.ops.predict_experts(
+            residual, *weights, deciding(own, batch.thresholds), routing, predictors.scales
+        )
+        if batch.active is not None:
+            sent = (routing.weights != 0)[:, :, None]
+            kept = mask.view(len(residual), len(self.experts), -1).where(sent, False)
+            batch.active[layer] += kept.float().mean(-1).sum(-1) / self.num_chosen
+            if batch.union is not None:
+                batch.union[layer] += kept.any(0).float().mean()
+        return mask
 
     def _in_turn(
         self,
@@ -143,25 +166,25 @@ class MoE(nn.Module):
         return out
 
 
-def _predictors_joined(
-    predictors: list[LowRankPredictor],
-) -> tuple[Tensor, Tensor, Scales | None]:
-    """fc1, fc2 and their rows' scales of all experts."""
+def _predictors_joined(predictors: list[LowRankPredictor]) -> Predictors:
     firsts, seconds = [p.fc1 for p in predictors], [p.fc2 for p in predictors]
     fc1, fc2 = (_joined([(layer, "weight") for layer in part]) for part in (firsts, seconds))
     if predictors[0].scales is None:
-        return fc1, fc2, None
+        return Predictors(fc1, fc2, None)
     scale1, scale2 = (_joined([(layer, "scale") for layer in part]) for part in (firsts, seconds))
-    return fc1, fc2, (scale1, scale2)
+    return Predictors(fc1, fc2, (scale1, scale2))
 
 
-def _joined(places: list[tuple[nn.Module, str]]) -> Tensor:
-    """The named weights one after the other; each becomes its own part of the result."""
+def _joined(places: list[tuple[nn.Module, str]], *, turned: bool = False) -> Tensor:
+    """The named weights one after the other, each one's columns as rows where they are turned; each
+    becomes its own part of the result."""
     parts: list[Tensor] = [getattr(module, name) for module, name in places]
+    parts = [part.T for part in parts] if turned else parts
     whole = parts[0].new_empty(sum(len(part) for part in parts), *parts[0].shape[1:])
     start = 0
     for (module, name), part in zip(places, parts, strict=True):
         view = whole[start : start + len(part)].copy_(part)
-        setattr(module, name, nn.Parameter(view, requires_grad=False))
+        own = view.T if turned else view
+        setattr(module, name, nn.Parameter(own, requires_grad=False))
         start += len(part)
     return whole

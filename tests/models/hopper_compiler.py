@@ -11,9 +11,18 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
 
+from turbosparse.models.batch import Routing
 from turbosparse.models.config import Activation
-from turbosparse.models.kernels import gpu_best, gpu_sketch, gpu_stream_ffn, gpu_stream_linear
+from turbosparse.models.kernels import (
+    gpu_best,
+    gpu_experts,
+    gpu_pairs,
+    gpu_sketch,
+    gpu_stream_ffn,
+    gpu_stream_linear,
+)
 from turbosparse.models.kernels.gpu_epilogue import Epilogue
 
 POINTERS = {
@@ -48,6 +57,9 @@ class Compiled:
                 types[name], known[(i,)] = "constexpr", value
             elif isinstance(value, Tensor):
                 types[name], attributes[(i,)] = POINTERS[value.dtype], ALIGNED
+            elif isinstance(value, TensorDescriptor):
+                kind = POINTERS[value.base.dtype][1:]
+                types[name] = f"tensordesc<{kind}{list(value.block_shape)}>"
             elif isinstance(value, int):
                 types[name] = "i32"
                 if value % 16 == 0 and is_special:
@@ -95,8 +107,22 @@ def sketch(num_tokens: int, bits: int) -> None:
     gpu_sketch.sketch(empty(num_tokens, 4096), codes, scales, 0.0)
 
 
+def experts(num_tokens: int) -> None:
+    """A predictor's two products and an FFN's, of Mixtral's shape."""
+    chosen = empty(num_tokens, 2, dtype=torch.int64)
+    routing = Routing(empty(num_tokens, 8, dtype=torch.float32), chosen)
+    x, mask = empty(num_tokens, 4096), empty(num_tokens, 8 * 14336, dtype=torch.bool)
+    gpu_experts.predict(x, empty(8 * 1088, 4096), empty(8 * 14336, 1088), 0.0, routing)
+    gate_up, down = empty(8 * 14336, 2 * 4096), empty(8 * 14336, 4096)
+    gpu_experts.ffn(x, x, 1.0, gate_up, down, mask, Activation.DRELU, 0.0, routing)
+
+
 if __name__ == "__main__":
+    gpu_experts.describes = lambda device: True
     for module, name in (
+        (gpu_pairs, "sort_kernel"),
+        (gpu_pairs, "add_kernel"),
+        (gpu_experts, "product_kernel"),
         (gpu_best, "best_kernel"),
         (gpu_sketch, "one_kernel"),
         (gpu_sketch, "few_kernel"),
@@ -118,4 +144,5 @@ if __name__ == "__main__":
     sketch(1, 4)
     sketch(2, 3)
     sketch(64, 4)
+    experts(256)
     gpu_best.most_likely(empty(3, 32000, dtype=torch.float32))

@@ -47,6 +47,14 @@ CONFIGS = {
         "num_experts_per_tok": 2,
         "rope_theta": 1e6,
     },
+    "mixtral": {
+        "model_type": "mixtral",
+        "architectures": ["MixtralForCausalLM"],
+        "hidden_act": "silu",
+        "sliding_window": None,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    },
     "prosparse": {
         "model_type": "sparsellama",
         "architectures": ["SparseLlamaForCausalLM"],
@@ -173,6 +181,8 @@ def straight_forward(
     def act(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         if config["model_type"] in ("bamboo", "turbosparsemixtral"):
             return gate.relu() * up.relu()
+        if config["model_type"] == "mixtral":
+            return F.silu(gate) * up
         if config["hidden_act"] == "fatrelu":
             return torch.where(gate < config["hidden_act_param"], 0, gate) * up
         return gate.relu() * up

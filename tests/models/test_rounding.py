@@ -126,10 +126,11 @@ def test_rounded_experts_may_be_stacked(tmp_path, stacked):
     got = layer.ffn(residual, layer.ffn_norm, batch, 0)
     want = apart.layers[0].ffn(residual, layer.ffn_norm, batch, 0)
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
-    assert layer.ffn.stacked.fc1.dtype == layer.ffn.stacked.fc2.dtype == FLOAT8
+    joined = layer.ffn.stacked.predictors
+    assert joined.fc1.dtype == joined.fc2.dtype == FLOAT8
     first = layer.ffn.experts[1].predictor.fc1
     rank = len(first.weight)
-    assert first.weight.data_ptr() == layer.ffn.stacked.fc1[rank:].data_ptr(), "kept once"
+    assert first.weight.data_ptr() == joined.fc1[rank:].data_ptr(), "kept once"
 
 
 def test_separate_predictors_are_rounded_too(bamboo, tmp_path):

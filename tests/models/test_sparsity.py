@@ -124,10 +124,24 @@ def test_stacked_experts_are_not_held_twice(tmp_path):
     for layer in decoder.layers:
         layer.ffn.stack()
         parts = layer.ffn.stacked
-        stacked += [parts.fc1, parts.fc2, parts.gate_up, parts.down]
+        stacked += [parts.predictors.fc1, parts.predictors.fc2, parts.gate_up, parts.down]
     storages = [t.untyped_storage() for t in (*decoder.parameters(), *stacked)]
     held = {storage.data_ptr(): storage.nbytes() for storage in storages}
     assert sum(held.values()) <= 1.05 * weights
+
+
+def test_dense_experts_are_the_same_together_as_in_turn(tmp_path):
+    decoder = read(tmp_path, "mixtral").decoder
+    weights = sum(p.numel() * p.element_size() for p in decoder.parameters())
+    want = observe(decoder, torch.tensor(IDS)).logits
+    for layer in decoder.layers:
+        layer.ffn.stack()
+    got = observe(decoder, torch.tensor(IDS)).logits
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+    parts = [layer.ffn.stacked for layer in decoder.layers]
+    tensors = [*decoder.parameters(), *(t for p in parts for t in (p.gate_up, p.down))]
+    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    assert sum(held.values()) == weights, "nothing is held twice"
 
 
 @pytest.mark.parametrize("stacked", [False, True], ids=["in turn", "together"])
