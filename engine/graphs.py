@@ -19,7 +19,11 @@ from ..models.decoder import Decoder
 from ..models.progress import track
 from ..models.sparsity.policy import FfnPolicy
 
-SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256)
+# Of decode steps: up to 8 tokens every one, since padding is computed, and its neurons are read.
+SIZES = (
+    *range(1, 9),
+    *(10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256),
+)
 PIECES = (16, 32, 48, 64, 96, 128, 192, 256, 320, 384, 448, 512)  # of steps with some of prompts
 
 

@@ -120,7 +120,7 @@ def tiles_for(routing: Routing, dtype: torch.dtype) -> Tiles:
         return Tiles(16, 32, 32, 2, 4)
     if routing.chosen.numel() <= 48 * routing.weights.shape[1]:
         return Tiles(64, 128, 64, 4, 4)
-    return Tiles(128, 256, 64, 3, 8)
+    return Tiles(128, 256, 64, 4, 8)
 
 
 def fits(*widths: int) -> bool:
@@ -196,7 +196,8 @@ def _multiply(
     rows_of_one = len(weight) // pairs.num_experts
     num_columns = weight.shape[1] if across else rows_of_one
     num_tiles, columns = pairs.tiles.shape[1], tiles.columns
-    while columns > 64 and num_tiles * ceil_div(num_columns, columns) < multiprocessors(device):
+    busy = min(num_tiles, len(pairs.tokens))  # tiles that may hold a pair
+    while columns > 32 and busy * ceil_div(num_columns, columns) < multiprocessors(device):
         columns //= 2
     block = min(tiles.block, power_of_two_in(width))
     held = (tiles.rows + columns) * block * x.element_size()

@@ -16,6 +16,7 @@ from turbosparse.engine.pages import PagePool
 from turbosparse.engine.request import PageChoice
 from turbosparse.engine.runner import build_runner
 from turbosparse.engine.scheduler import Scheduler
+from turbosparse.models import calibration
 from turbosparse.models.batch import FfnMode, ForwardBatch
 from turbosparse.models.sparsity.policy import FfnPolicy
 from turbosparse.models.tools import shapes
@@ -35,9 +36,10 @@ def test_every_decode_size_up_to_the_limit_finds_its_graph(max_tokens):
     assert graph_key(max_tokens + 1, max_tokens, POLICY) is None
 
 
-def test_padding_is_never_more_than_a_third_beyond_eight():
-    for num_tokens in range(8, SIZES[-1] + 1):
-        assert graph_key(num_tokens, SIZES[-1], POLICY).num_tokens <= num_tokens * 3 / 2
+def test_padding_is_none_up_to_eight_and_never_more_than_a_quarter():
+    padded = {n: graph_key(n, SIZES[-1], POLICY).num_tokens for n in range(1, SIZES[-1] + 1)}
+    assert all(padded[n] == n for n in range(1, 9))
+    assert all(size <= 1.25 * n for n, size in padded.items())
 
 
 @pytest.mark.parametrize("max_tokens", [1, 20, 512, 2048])
@@ -140,19 +142,25 @@ def test_every_size_is_captured_and_pieces_share_their_logits(monkeypatch):
     pieces = {graph_key(n, 40, POLICY, holds_pieces=True) for n in range(1, 41)}
     assert set(graphs.graphs) == decodes | pieces
     assert {graphs.graphs[key][1].data_ptr() for key in pieces} == {graphs._logits.data_ptr()}
-    assert all(graphs.graphs[key][1].shape == (8, 7) for key in pieces), "as many as requests"
+    assert all(graphs.graphs[key][1].shape == (5, 7) for key in pieces), "as many as requests"
     own = {graphs.graphs[key][1].data_ptr() for key in decodes}
     assert len(own) == len(decodes), "what a decode step samples from is copied nowhere"
 
 
 def texts(
-    directory, *, graphs: bool, overlap: bool, pages: PageChoice | None = None
+    directory,
+    *,
+    graphs: bool,
+    overlap: bool,
+    dtype: str = "bfloat16",
+    pages: PageChoice | None = None,
 ) -> dict[str, list[int]]:
     """Greedy and seeded texts of requests that come and go, so that every size is met; every third
     one has `pages`."""
     config = EngineConfig(
         model=str(directory),
         device="cuda",
+        dtype=dtype,
         num_pages=300,
         page_size=4,
         max_num_seqs=13,
@@ -202,14 +210,27 @@ def texts(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    "name", ["turbosparse-mistral", "bamboo", "turbosparse-mixtral", "mixtral"]
+    ("name", "dtype"),
+    [
+        ("turbosparse-mistral", "bfloat16"),
+        ("bamboo", "bfloat16"),
+        ("turbosparse-mixtral", "bfloat16"),
+        ("turbosparse-mixtral", "float32"),
+        ("mixtral", "bfloat16"),
+        ("mixtral", "float16"),
+    ],
 )
-def test_graphs_change_no_token(tmp_path, name):
+@pytest.mark.parametrize("mode", [FfnMode.UNION, FfnMode.DENSE])
+def test_graphs_change_no_token(tmp_path, name, dtype, mode, monkeypatch):
+    """In one mode, whose sums are rounded alike: the measured ones of a model so small differ from
+    start to start, and those of a step's tokens may not be those of its padding."""
+    policy = FfnPolicy.always(mode)
+    monkeypatch.setattr(calibration, "calibrate", lambda *args, **options: policy)
     directory = published.make(tmp_path, name, intermediate_size=96)
     with torch.inference_mode():
-        eager = texts(directory, graphs=False, overlap=False)
-        assert texts(directory, graphs=True, overlap=False) == eager
-        assert texts(directory, graphs=True, overlap=True) == eager
+        eager = texts(directory, graphs=False, overlap=False, dtype=dtype)
+        assert texts(directory, graphs=True, overlap=False, dtype=dtype) == eager
+        assert texts(directory, graphs=True, overlap=True, dtype=dtype) == eager
 
 
 @pytest.mark.gpu
@@ -224,8 +245,8 @@ def test_graphs_change_no_token_of_sparse_attention(tmp_path):
 
 
 def test_steps_with_and_without_page_budgets_are_graphs_of_their_own():
-    assert graph_key(5, 64, POLICY) != graph_key(5, 64, POLICY, True)
-    assert graph_key(5, 64, POLICY, True).num_tokens == 8
+    assert graph_key(9, 64, POLICY) != graph_key(9, 64, POLICY, True)
+    assert graph_key(9, 64, POLICY, True).num_tokens == 10
 
 
 @pytest.mark.gpu
