@@ -24,6 +24,7 @@ SIZES = (
     *range(1, 9),
     *(10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256),
 )
+OWN = 8  # rows of logits that a graph keeps for itself; more lie where all graphs' do
 PIECES = (16, 32, 48, 64, 96, 128, 192, 256, 320, 384, 448, 512)  # of steps with some of prompts
 
 
@@ -98,8 +99,8 @@ class StepGraphs:
         self._page_tables = zeros(self._max_requests + 1, max_pages, dtype=torch.int32)
         self._query_starts = zeros(self._max_requests + 2, dtype=torch.int32)
         self._sample_at = zeros(self._max_requests)
-        vocab_size = decoder.config.vocab_size if max_piece_tokens else 0
-        self._logits = zeros(self._max_requests, vocab_size, dtype=torch.float32)
+        shared = self._max_requests if self._max_requests > OWN else 0
+        self._logits = zeros(shared, decoder.config.vocab_size, dtype=torch.float32)
         self._rows = torch.arange(size, device=device)
         self._budgets: PageBudgets | None = None
         if caches[0].summary is not None:
@@ -129,15 +130,15 @@ class StepGraphs:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool):
                 logits = self.decoder(batch, self.caches)
-                if key.holds_pieces:  # one memory for all of these: each holds as many
-                    logits = self._logits.copy_(logits)
+                if len(logits) > OWN:
+                    logits = self._logits[: len(logits)].copy_(logits)
             self.graphs[key] = graph, logits
 
     def run(self, batch: ForwardBatch) -> Tensor | None:
         """Logits [S, vocab] of the tokens to sample; None if no graph is that large, or one reads a
         share of its context beside a prompt's piece.
 
-        They may be the graph's own memory: read them before the next step is launched.
+        They may be the graphs' own memory: read them before the next step is launched.
         """
         num_tokens, (num_requests, num_pages) = len(batch.token_ids), batch.page_tables.shape
         key = self._key(batch)
