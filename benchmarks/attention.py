@@ -18,10 +18,11 @@ from dataclasses import replace
 import torch
 from decode import PAGE_SIZE, median_seconds
 from machine import facts
-from roof import bandwidth, captured
+from roof import bandwidth
 
 from turbosparse.models.attention import LayerCache
 from turbosparse.models.batch import FfnMode, ForwardBatch, PageBudgets
+from turbosparse.models.capture import captured
 from turbosparse.models.kernels import ops
 from turbosparse.models.load import DTYPES
 from turbosparse.models.machine import processor
@@ -113,7 +114,7 @@ class Layers:
                 caches = (cache.k, cache.v, cache.summary, self.gate)
                 self.ops.sparse_attention(self.qkv, *self.rope, *caches, batch, scale, None)
 
-        once = captured(run) if self.device.type == "cuda" else run
+        once = captured(run)[0].replay if self.device.type == "cuda" else run
         return median_seconds(once, self.device) / len(self.caches)
 
 

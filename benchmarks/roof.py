@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from importlib import import_module
 
 import torch
 from decode import median_seconds
+
+from turbosparse.models.capture import captured
 
 PAPER_ROOF = 4.35e12  # an H200, measured by the same kernel in an earlier run
 ROWS, COLUMNS = 28672, 4096  # one layer's gate and up of a 7B model: 235 MB in bf16
@@ -36,15 +37,5 @@ def _bandwidth_of_rows(device: torch.device) -> float:
         for buffer in data:
             read(buffer, out)
 
-    seconds = median_seconds(captured(run), device)
+    seconds = median_seconds(captured(run)[0].replay, device)
     return data.numel() * data.element_size() / seconds
-
-
-def captured(run: Callable[[], None]) -> Callable[[], None]:
-    """The same as a CUDA graph."""
-    run()  # compiles outside the capture
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph.replay

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..models.attention import LayerCache
 from ..models.batch import FfnMode, ForwardBatch, PageBudgets
+from ..models.capture import captured
 from ..models.decoder import Decoder
 from ..models.progress import track
 from ..models.sparsity.policy import FfnPolicy
@@ -118,21 +120,16 @@ class StepGraphs:
             keys |= {graph_key(n, *limits, holds_pieces=True) for n in pieces}
         found = sorted((k for k in keys if k is not None), key=lambda k: -k.num_tokens)
         pool = torch.cuda.graph_pool_handle()
-        stream = torch.cuda.Stream()
         self._slots.fill_(-1)  # write no page while warming up
         for key in track(found, "Capturing graphs"):
             batch = self._batch(key)
             self._query_starts[1:] = key.num_tokens
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):  # compiles and tunes outside the capture
-                self.decoder(batch, self.caches)
-            torch.cuda.current_stream().wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
-                logits = self.decoder(batch, self.caches)
-                if len(logits) > OWN:
-                    logits = self._logits[: len(logits)].copy_(logits)
-            self.graphs[key] = graph, logits
+            self.graphs[key] = captured(partial(self._logits_of, batch), pool)
+
+    def _logits_of(self, batch: ForwardBatch) -> Tensor:
+        """What a graph does."""
+        logits = self.decoder(batch, self.caches)
+        return logits if len(logits) <= OWN else self._logits[: len(logits)].copy_(logits)
 
     def run(self, batch: ForwardBatch) -> Tensor | None:
         """Logits [S, vocab] of the tokens to sample; None if no graph is that large, or one reads a

@@ -14,7 +14,8 @@ import torch
 
 from .attention import Attention, LayerCache
 from .batch import FfnMode, ForwardBatch, PageBudgets
-from .calibration import captured, device_seconds, shortest
+from .calibration import device_seconds, shortest
+from .capture import captured
 from .decoder import Decoder
 
 LAYERS = 8  # in one run, so that no cache holds what the next run reads
@@ -111,5 +112,5 @@ def _clock(
             assert isinstance(attention, Attention)
             attention.attend(qkv, rope, cache, batch)
 
-    once = captured(run) if graphs else run
+    once = captured(run)[0].replay if graphs else run
     return lambda: device_seconds(once) / len(pairs)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from . import calibration_cache
 from .batch import FfnMode, ForwardBatch
 from .calibration_cache import Seconds
+from .capture import captured
 from .decoder import Decoder
 from .layers import Norm
 from .sequence import Observed, observe, random_ids, sequence_batch
@@ -115,7 +116,7 @@ def _clock(inputs: Inputs, batch: ForwardBatch, *, graphs: bool) -> Callable[[],
 
     if batch.token_ids.device.type == "cpu":
         return lambda: _wall_seconds(run) / len(inputs)
-    once = captured(run) if graphs else run
+    once = captured(run)[0].replay if graphs else run
     return lambda: device_seconds(once) / len(inputs)
 
 
@@ -135,16 +136,3 @@ def device_seconds(run: Callable[[], None]) -> float:
     end.record()
     torch.cuda.synchronize()
     return start.elapsed_time(end) / 1e3 / RUNS
-
-
-def captured(run: Callable[[], None]) -> Callable[[], None]:
-    """The same as a CUDA graph."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # compiles outside the capture
-        run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph.replay

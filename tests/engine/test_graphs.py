@@ -1,6 +1,5 @@
 """Every decode step finds the graph that was captured for it, and the graph says the same."""
 
-from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 from scripted import run, submit
 
+from turbosparse.engine import graphs as graphs_module
 from turbosparse.engine.config import EngineConfig
 from turbosparse.engine.core import EngineCore
 from turbosparse.engine.graphs import PIECES, SIZES, StepGraphs, graph_key
@@ -129,12 +129,8 @@ def test_every_size_is_captured_and_large_ones_share_their_logits(monkeypatch):
             rows = batch.token_ids if batch.sample_at is None else batch.sample_at
             return torch.full((len(rows), 7), float(len(batch.token_ids)))
 
-    stream = SimpleNamespace(wait_stream=lambda other: None)
-    fakes = {"Stream": lambda: stream, "current_stream": lambda: stream, "CUDAGraph": object}
-    fakes |= {"graph_pool_handle": object, "stream": lambda s: nullcontext()}
-    fakes |= {"graph": lambda graph, pool: nullcontext()}
-    for name, fake in fakes.items():
-        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    monkeypatch.setattr(graphs_module, "captured", lambda run, pool: (None, run()))
     sizes = {"max_tokens": 12, "max_pages": 3, "max_piece_tokens": 40}
     graphs = StepGraphs(Decoder(), [SimpleNamespace(summary=None)], POLICY, **sizes)
     graphs.capture()
