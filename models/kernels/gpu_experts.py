@@ -196,8 +196,7 @@ def _multiply(
     rows_of_one = len(weight) // pairs.num_experts
     num_columns = weight.shape[1] if across else rows_of_one
     num_tiles, columns = pairs.tiles.shape[1], tiles.columns
-    busy = min(num_tiles, len(pairs.tokens))  # tiles that may hold a pair
-    while columns > 32 and busy * ceil_div(num_columns, columns) < multiprocessors(device):
+    while columns > 64 and num_tiles * ceil_div(num_columns, columns) < multiprocessors(device):
         columns //= 2
     block = min(tiles.block, power_of_two_in(width))
     held = (tiles.rows + columns) * block * x.element_size()
