@@ -42,7 +42,7 @@ from .gpu_launch import aside
 from .reference import Choice, Limits
 from .reference_pages import Gate
 from .reference_predict import Scales
-from .sizes import power_of_two_in
+from .sizes import fill_tiles
 
 # Where it may, cuBLAS adds the parts of a split product in 16 bits: a neuron's score next to zero
 # then changes its side.
@@ -275,10 +275,10 @@ def predict_experts(
         return reference.predict_experts(residual, fc1, fc2, threshold, routing, scales)
     num_tokens, num_experts = routing.weights.shape
     ranks, neurons = fc1.shape[0] // num_experts, fc2.shape[0] // num_experts
-    tiled = min(power_of_two_in(ranks), power_of_two_in(neurons)) >= 16
-    if num_tokens == 1 or (num_tokens <= gpu_linear.MAX_TOKENS and tiled):
+    is_few = num_tokens <= gpu_linear.MAX_TOKENS and fill_tiles(ranks, neurons)
+    if num_tokens == 1 or is_few:
         return gpu_predict.predict(residual, fc1, fc2, threshold, routing, scales=scales)
-    if not gpu_experts.fits(residual.shape[1], ranks):
+    if not fill_tiles(residual.shape[1], ranks):
         return reference.predict_experts(residual, fc1, fc2, threshold, routing, scales)
     return gpu_experts.predict(residual, fc1, fc2, threshold, routing, scales)
 
@@ -301,7 +301,7 @@ def experts(
     if mask is not None and _skips(x, mode):
         kernels = gpu_ffn_one if x.shape[0] == 1 else gpu_ffn_few
         return kernels.sparse(x, *weights, mask, *rest, routing=routing, add=residual, scale=scale)
-    if not gpu_experts.fits(x.shape[1], len(down) // routing.weights.shape[1]):
+    if not fill_tiles(x.shape[1], len(down) // routing.weights.shape[1]):
         return reference.experts(x, residual, scale, *weights, mask, *rest, mode, routing)
     return gpu_experts.ffn(x, residual, scale, *weights, mask, *rest, routing)
 

@@ -13,7 +13,7 @@ class Epilogue(IntEnum):
     NONE = 0
     RELU = 1
     MASK = 2  # whether one exceeds the threshold
-    GATED = 3  # SwiGLU of pairs of rows, a gate's before an up's
+    GATED = 3  # values of pairs of rows, a gate's before an up's; `finish` makes them SwiGLU's
 
 
 @triton.jit

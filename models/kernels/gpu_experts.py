@@ -123,11 +123,6 @@ def tiles_for(routing: Routing, dtype: torch.dtype) -> Tiles:
     return Tiles(128, 256, 64, 4, 8)
 
 
-def fits(*widths: int) -> bool:
-    """Whether these kernels multiply rows of such widths."""
-    return all(power_of_two_in(width) >= 16 for width in widths)
-
-
 def predict(
     residual: Tensor,
     fc1: Tensor,
@@ -137,7 +132,7 @@ def predict(
     scales: Scales | None = None,
 ) -> Tensor:
     """`reference.predict_experts`; of weights in 8 bits, which are exact in 16, one layer's are in
-    16 meanwhile. For widths that `fits`."""
+    16 meanwhile. For a hidden size and a rank that `fill_tiles`."""
     tiles, (scale1, scale2) = tiles_for(routing, residual.dtype), scales or (None, None)
     pairs = by_expert(routing, tiles.rows)
     fc1, fc2 = fc1.to(residual.dtype), fc2.to(residual.dtype)
@@ -160,7 +155,8 @@ def ffn(
     threshold: float,
     routing: Routing,
 ) -> Tensor:
-    """`reference.experts`, for widths that `fits`; without a mask every neuron is kept."""
+    """`reference.experts`, for a hidden size and neurons that `fill_tiles`; without a mask every
+    neuron is kept."""
     tiles, hidden = tiles_for(routing, x.dtype), x.shape[1]
     pairs = by_expert(routing, tiles.rows)
     num_neurons = len(down) // routing.weights.shape[1]
@@ -193,8 +189,7 @@ def _multiply(
     """A row for each pair, or of each token, x [., WIDTH], by its expert's part of the weights
     [E * columns, WIDTH]; `across`: [E * WIDTH, columns]."""
     device, width = x.device, x.shape[1]
-    rows_of_one = len(weight) // pairs.num_experts
-    num_columns = weight.shape[1] if across else rows_of_one
+    num_columns = weight.shape[1] if across else len(weight) // pairs.num_experts
     num_tiles, columns = pairs.tiles.shape[1], tiles.columns
     while columns > 64 and num_tiles * ceil_div(num_columns, columns) < multiprocessors(device):
         columns //= 2

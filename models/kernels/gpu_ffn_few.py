@@ -23,7 +23,7 @@ from .gpu_gated import activate
 from .gpu_launch import counters, multiprocessors, overlap
 from .gpu_list import listed_and_normed, listed_of_experts
 from .gpu_norm import rms_norm
-from .sizes import ceil_div, power_of_two, power_of_two_in
+from .sizes import ceil_div, fill_tiles, power_of_two, power_of_two_in
 
 MAX_TOKENS = 64  # beyond, nearly every neuron is kept by some token
 ROWS = 64  # of a tile
@@ -217,7 +217,7 @@ def tiles_for(num_tokens: int, listed: bool, half: bool) -> Tiles:
 
 def fits(num_tokens: int, hidden: int) -> bool:
     """Whether these kernels compute such an FFN; else all its neurons are computed."""
-    return num_tokens <= MAX_TOKENS and power_of_two_in(hidden) >= 16
+    return num_tokens <= MAX_TOKENS and fill_tiles(hidden)
 
 
 def sparse(

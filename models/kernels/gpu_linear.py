@@ -19,7 +19,7 @@ from . import gpu_linear_one, gpu_stream_linear
 from .gpu_epilogue import Epilogue, finish
 from .gpu_launch import counters, multiprocessors, overlap
 from .gpu_norm import rms_norm
-from .sizes import ceil_div, power_of_two, power_of_two_in
+from .sizes import ceil_div, fill_tiles, power_of_two, power_of_two_in
 
 MAX_TOKENS = 64
 ROWS = 64  # of a tile: what one warp group multiplies at once
@@ -122,7 +122,7 @@ def few_kernel(
 def fits(x: Tensor, weight: Tensor) -> bool:
     """Whether these kernels multiply such shapes; the rest is cuBLAS's."""
     num_tokens, width = x.shape[0], weight.shape[-1]
-    return num_tokens == 1 or (num_tokens <= MAX_TOKENS and power_of_two_in(width) >= 16)
+    return num_tokens == 1 or (num_tokens <= MAX_TOKENS and fill_tiles(width))
 
 
 def multiply(

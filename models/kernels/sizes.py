@@ -15,3 +15,8 @@ def power_of_two(n: int) -> int:
 def power_of_two_in(n: int) -> int:
     """The largest power of two that divides n, for n >= 1."""
     return n & -n
+
+
+def fill_tiles(*widths: int) -> bool:
+    """Whether tiles, whose least side is 16, cover each of these exactly."""
+    return all(power_of_two_in(width) >= 16 for width in widths)

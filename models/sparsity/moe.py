@@ -23,6 +23,7 @@ class Predictors:
     fc1: Tensor  # [E * r, hidden]
     fc2: Tensor  # [E * N, r]
     scales: Scales | None  # of the rows of both, where they are float8
+    threshold: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,8 @@ class MoE(nn.Module):
     ) -> None:
         super().__init__()
         self.ops = ops
+        self.activation = config.activation
+        self.threshold = config.threshold
         self.num_chosen = config.experts_per_token
         self.residual_scale = config.residual_scale
         self.router = Linear(config.hidden_size, config.num_experts)
@@ -104,8 +107,7 @@ class MoE(nn.Module):
         batch: ForwardBatch,
         layer: int,
     ) -> Tensor:
-        mask, first = None, self.experts[0]
-        assert isinstance(first, SparseFFN | DenseFFN)
+        mask = None
         if stacked.predictors is not None:
             mask = self._mask(residual, routing, stacked.predictors, batch, layer)
         return self.ops.experts(
@@ -115,8 +117,8 @@ class MoE(nn.Module):
             stacked.gate_up,
             stacked.down,
             mask,
-            first.activation,
-            first.threshold if isinstance(first, SparseFFN) else 0.0,
+            self.activation,
+            self.threshold,
             batch.ffn_mode,
             routing,
         )
@@ -130,9 +132,9 @@ class MoE(nn.Module):
         layer: int,
     ) -> Tensor:
         """[T, E * N] bool, what is to be computed of the experts that a token was sent to."""
-        weights, own = (predictors.fc1, predictors.fc2), self._parts()[1][0].threshold
+        threshold = deciding(predictors.threshold, batch.thresholds)
         mask = self.ops.predict_experts(
-            residual, *weights, deciding(own, batch.thresholds), routing, predictors.scales
+            residual, predictors.fc1, predictors.fc2, threshold, routing, predictors.scales
         )
         if batch.active is not None:
             sent = (routing.weights != 0)[:, :, None]
@@ -169,10 +171,11 @@ class MoE(nn.Module):
 def _predictors_joined(predictors: list[LowRankPredictor]) -> Predictors:
     firsts, seconds = [p.fc1 for p in predictors], [p.fc2 for p in predictors]
     fc1, fc2 = (_joined([(layer, "weight") for layer in part]) for part in (firsts, seconds))
-    if predictors[0].scales is None:
-        return Predictors(fc1, fc2, None)
-    scale1, scale2 = (_joined([(layer, "scale") for layer in part]) for part in (firsts, seconds))
-    return Predictors(fc1, fc2, (scale1, scale2))
+    scales = None
+    if predictors[0].scales is not None:
+        scale1, scale2 = (_joined([(each, "scale") for each in part]) for part in (firsts, seconds))
+        scales = scale1, scale2
+    return Predictors(fc1, fc2, scales, predictors[0].threshold)
 
 
 def _joined(places: list[tuple[nn.Module, str]], *, turned: bool = False) -> Tensor:
